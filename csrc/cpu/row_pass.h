@@ -1,0 +1,85 @@
+// The vectorised passes over one row of logits, compiled once per instruction set.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "edlm/dtype.h"
+#include "edlm/row_sampling.h"
+
+namespace edlm::cpu {
+
+struct Row {
+  const void* logits;  // [vocab]
+  DType dtype;
+  int64_t vocab;
+  int64_t forbidden_id;  // read as -inf; -1 for none
+  float inv_temperature;
+};
+
+// Partial sums of one row, relative to a reference per chunk (row_sampling.h).
+struct RowSums {
+  float* cell_sum;         // [ceil(vocab / kCell)]
+  float* chunk_reference;  // [ceil(vocab / kChunk)], near the chunk's largest logit
+  double* chunk_sum;       // [ceil(vocab / kChunk)], NaN where a chunk holds NaN or +inf
+};
+
+struct RowPass {
+  const char* name;
+  // One read of the row. Every element of `sums` is written.
+  void (*sum)(const Row& row, const RowSums& sums);
+  // The same without cell sums.
+  void (*sum_chunks)(const Row& row, const RowSums& sums);
+  // weights[i] = exp((logit[begin + i] - reference) / T) for i in [0, count), count <= kCell.
+  // `weights` has room for kCell.
+  void (*weights)(const Row& row, int64_t begin, int64_t count, float reference, float* weights);
+};
+
+// The best pass this processor runs, or the one named by the environment variable EDLM_CPU_ISA
+// (avx512, avx2, portable). Decided once.
+const RowPass& row_pass();
+
+// A row's total over its chunks.
+struct RowTotal {
+  float reference;  // near the row's largest logit
+  double sum;    // of exp((logit - reference) / T); NaN if the row holds NaN or +inf, 0 if all -inf
+  double log_z;  // log(sum): log p(token) = (logit - reference) / T - log_z
+};
+
+// Room for one row's sums, reused from row to row.
+class RowScratch {
+ public:
+  explicit RowScratch(int64_t vocab)
+      : chunks_(ceil_div(vocab, kChunk)),
+        cell_sum_(ceil_div(vocab, kCell)),
+        chunk_reference_(chunks_),
+        chunk_sum_(chunks_),
+        chunk_weight_(chunks_) {}
+
+  RowSums sums() { return {cell_sum_.data(), chunk_reference_.data(), chunk_sum_.data()}; }
+  RowTotal total(float inv_temperature);
+
+  int64_t chunks() const { return chunks_; }
+  const float* cell_sum() const { return cell_sum_.data(); }
+  const float* chunk_reference() const { return chunk_reference_.data(); }
+  const double* chunk_sum() const { return chunk_sum_.data(); }
+  // chunk_sum relative to the row's reference; filled by total().
+  const double* chunk_weight() const { return chunk_weight_.data(); }
+
+ private:
+  int64_t chunks_;
+  std::vector<float> cell_sum_, chunk_reference_;
+  std::vector<double> chunk_sum_, chunk_weight_;
+};
+
+inline float logit_at(const Row& row, int64_t id) {
+  return with_dtype(row.dtype, [&](auto type) {
+    return to_float(static_cast<const typename decltype(type)::type*>(row.logits)[id]);
+  });
+}
+
+inline const void* row_at(const void* logits, DType dtype, int64_t row, int64_t row_stride) {
+  return static_cast<const char*>(logits) + row * row_stride * size_of(dtype);
+}
+
+}  // namespace edlm::cpu

@@ -1,0 +1,200 @@
+// One row pass. The build compiles this file once per instruction set, with EDLM_ISA naming it and
+// the compiler flags of that set; EDLM_ISA_WIDTH is its number of floats in a register.
+#include <cstdint>
+#include <cstring>
+
+#include "row_pass.h"
+
+namespace edlm::cpu::EDLM_ISA {
+namespace {
+
+constexpr int kWidth = EDLM_ISA_WIDTH;
+// Rows are padded with -inf to a multiple of this, the same for every instruction set.
+constexpr int64_t kPad = 16;
+constexpr float kMinusInf = -__builtin_inff();
+constexpr float kMaxGap = 20;
+
+typedef float Floats __attribute__((vector_size(4 * kWidth)));
+typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t Uints __attribute__((vector_size(4 * kWidth)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
+
+EDLM_HD Floats splat(float value) { return Floats{} + value; }
+EDLM_HD Floats max(Floats a, Floats b) { return a > b ? a : b; }
+
+EDLM_HD Floats load(const float* from) {
+  Floats value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+EDLM_HD Uints load_words(const void* from) {
+  Halves words;
+  memcpy(&words, from, sizeof words);
+  return __builtin_convertvector(words, Uints);
+}
+EDLM_HD Floats load(const BFloat16* from) { return (Floats)(load_words(from) << 16); }
+// The vector form of to_float(Float16).
+EDLM_HD Floats load(const Float16* from) {
+  const Uints words = load_words(from);
+  const Uints sign = (words & 0x8000u) << 16;
+  const Uints magnitude = (words & 0x7fffu) << 13;
+  const Uints scaled = (Uints)((Floats)magnitude * 0x1p112f);
+  return (Floats)(sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : scaled));
+}
+EDLM_HD void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
+
+// exp(t / T) for t / T <= 80: relative error below 2e-7, 0 below -87 (where fp32 exp turns
+// subnormal) and at -inf, NaN at NaN. `scale` is 1 / T.
+EDLM_HD Floats exp_scaled(Floats t, Floats scale) {
+  const Floats x = t * (scale * 1.44269504f);
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats shifted = x + magic;
+  const Floats f = x - (shifted - magic);
+  // 2^f on [-1/2, 1/2], minimax of degree 5 with p(0) = 1.
+  Floats p = splat(0.001326472731307149f);
+  p = p * f + 0.009671512991189957f;
+  p = p * f + 0.05550733581185341f;
+  p = p * f + 0.24022242426872253f;
+  p = p * f + 0.6931470036506653f;
+  p = p * f + 1.0f;
+  // A product with 2^n, not an integer sum into p's exponent: NaN must stay NaN.
+  const Floats power = (Floats)(((Ints)shifted << 23) + 0x3f800000);
+  return x < -125.5f ? Floats{} : p * power;
+}
+
+template <int kLanes>
+EDLM_HD float add_lanes(const float* lanes) {
+  if constexpr (kLanes == 1) {
+    return lanes[0];
+  } else {
+    float half[kLanes / 2];
+    for (int i = 0; i < kLanes / 2; ++i) half[i] = lanes[i] + lanes[i + kLanes / 2];
+    return add_lanes<kLanes / 2>(half);
+  }
+}
+EDLM_HD float add_lanes(Floats value) {
+  float lanes[kWidth];
+  store(lanes, value);
+  return add_lanes<kWidth>(lanes);
+}
+EDLM_HD float max_lanes(Floats value) {
+  float result = value[0];
+  for (int i = 1; i < kWidth; ++i) result = value[i] > result ? value[i] : result;
+  return result;
+}
+
+// Copies [begin, begin + count) as floats, the forbidden token as -inf, padded with -inf.
+template <class T>
+EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float* to) {
+  const T* from = static_cast<const T*>(row.logits) + begin;
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    __builtin_prefetch(from + i + kChunk);
+    store(to + i, load(from + i));
+  }
+  for (; i < count; ++i) to[i] = to_float(from[i]);
+  const int64_t padded = ceil_div(count, kPad) * kPad;
+  for (; i < padded; ++i) to[i] = kMinusInf;
+  const int64_t forbidden = row.forbidden_id - begin;
+  if (forbidden >= 0 && forbidden < count) to[forbidden] = kMinusInf;
+  return padded;
+}
+
+EDLM_HD float max_of(const float* logits, int64_t count) {
+  Floats largest = splat(kMinusInf);
+  for (int64_t i = 0; i < count; i += kWidth) largest = max(load(logits + i), largest);
+  return max_lanes(largest);
+}
+
+// Sums exp((logit - reference) / T) over a padded chunk and returns its largest logit.
+template <bool kCells>
+EDLM_HD float sum_chunk(const float* logits, int64_t count, float reference, Floats scale,
+                        float* cell_sum, double* chunk_sum) {
+  const Floats shift = splat(reference);
+  Floats even_max = splat(kMinusInf), odd_max = even_max, lanes{};
+  double sum = 0;
+  for (int64_t begin = 0; begin < count; begin += kCell) {
+    const int64_t end = begin + kCell < count ? begin + kCell : count;
+    Floats even{}, odd{};
+    int64_t i = begin;
+    for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
+      // One chunk ahead, beyond the page where the hardware prefetcher stops.
+      __builtin_prefetch(logits + i + kChunk);
+      __builtin_prefetch(logits + i + kChunk + kWidth);
+      const Floats a = load(logits + i), b = load(logits + i + kWidth);
+      even_max = max(a, even_max);
+      odd_max = max(b, odd_max);
+      even += exp_scaled(a - shift, scale);
+      odd += exp_scaled(b - shift, scale);
+    }
+    if (i < end) {
+      const Floats a = load(logits + i);
+      even_max = max(a, even_max);
+      even += exp_scaled(a - shift, scale);
+    }
+    if constexpr (kCells) {
+      *cell_sum = add_lanes(even + odd);
+      sum += *cell_sum++;
+    } else {
+      lanes += even + odd;
+    }
+  }
+  *chunk_sum = kCells ? sum : add_lanes(lanes);
+  return max_lanes(max(even_max, odd_max));
+}
+
+template <class T, bool kCells>
+void sum_row(const Row& row, const RowSums& sums) {
+  alignas(64) float buffer[kChunk];
+  const Floats scale = splat(row.inv_temperature);
+  float reference = kMinusInf;
+  for (int64_t chunk = 0, begin = 0; begin < row.vocab; ++chunk, begin += kChunk) {
+    const int64_t count = begin + kChunk < row.vocab ? kChunk : row.vocab - begin;
+    const bool forbidden = row.forbidden_id >= begin && row.forbidden_id < begin + count;
+    const float* logits = buffer;
+    int64_t padded = count;
+    if (sizeof(T) == sizeof(float) && count % kPad == 0 && !forbidden) {
+      logits = static_cast<const float*>(row.logits) + begin;
+    } else {
+      padded = copy_padded<T>(row, begin, count, buffer);
+    }
+    // The largest logit so far is nearly always a good reference for the next chunk, which then
+    // needs one pass. Where it is further than kMaxGap from the chunk's own, the chunk is summed
+    // again: nothing overflows, and only tokens below exp(-87 + kMaxGap) of a chunk's best vanish.
+    float* const cell_sum = sums.cell_sum + chunk * kCellsPerChunk;
+    if (reference == kMinusInf) reference = max_of(logits, padded);
+    float shift = reference == kMinusInf ? 0.0f : reference;
+    const float top =
+        sum_chunk<kCells>(logits, padded, shift, scale, cell_sum, sums.chunk_sum + chunk);
+    const float gap = (top - shift) * row.inv_temperature;
+    if (top != kMinusInf && !(gap < kMaxGap && gap > -kMaxGap)) {
+      shift = top;
+      sum_chunk<kCells>(logits, padded, shift, scale, cell_sum, sums.chunk_sum + chunk);
+    }
+    sums.chunk_reference[chunk] = shift;
+    reference = top > reference ? top : reference;
+  }
+}
+
+template <bool kCells>
+void sum(const Row& row, const RowSums& sums) {
+  with_dtype(row.dtype,
+             [&](auto type) { sum_row<typename decltype(type)::type, kCells>(row, sums); });
+}
+
+void weights(const Row& row, int64_t begin, int64_t count, float reference, float* weights) {
+  const int64_t padded = with_dtype(row.dtype, [&](auto type) {
+    return copy_padded<typename decltype(type)::type>(row, begin, count, weights);
+  });
+  const Floats scale = splat(row.inv_temperature);
+  for (int64_t i = 0; i < padded; i += kWidth) {
+    store(weights + i, exp_scaled(load(weights + i) - splat(reference), scale));
+  }
+}
+
+}  // namespace
+
+extern const RowPass kRowPass;
+const RowPass kRowPass = {EDLM_ISA_NAME, sum<true>, sum<false>, weights};
+
+}  // namespace edlm::cpu::EDLM_ISA

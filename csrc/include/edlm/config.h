@@ -1,0 +1,10 @@
+// The only header that knows the compiler: what marks a function callable from host and device.
+#pragma once
+
+#if defined(__CUDACC__)
+#define EDLM_HD __host__ __device__ __forceinline__
+#else
+// Always inlined: a file compiled for AVX-512 must not leave behind a shared copy of a function
+// that the linker could hand to code meant for every processor.
+#define EDLM_HD inline __attribute__((always_inline))
+#endif

@@ -1,0 +1,29 @@
+// sample_candidates: K independent draws per row of logits from one read, with their
+// log-probabilities.
+#pragma once
+
+#include <cstdint>
+
+#include "edlm/dtype.h"
+#include "edlm/status.h"
+
+namespace edlm {
+
+struct SampleCandidatesArgs {
+  const void* logits;  // [rows, vocab], `row_stride` elements from row to row
+  DType dtype;
+  int64_t rows, vocab, row_stride;
+  const int64_t* keys;     // [rows]; candidate j of a row uses words (key, j), whatever K is
+  int64_t num_candidates;  // K >= 1
+  int64_t forbidden_id;    // never drawn and not part of the normalisation; -1 for none
+  float temperature;       // > 0
+  float top_p;             // in (0, 1]; below 1 the row may be read more than once
+  int64_t* tokens;         // [rows, K], written
+  float* log_q;            // [rows, K], written, <= 0
+};
+
+namespace cpu {
+Status sample_candidates(const SampleCandidatesArgs& args, int64_t begin, int64_t end);
+}
+
+}  // namespace edlm

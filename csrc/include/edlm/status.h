@@ -1,0 +1,23 @@
+// What every op returns: a kernel never throws, prints or exits, its caller decides.
+#pragma once
+
+#include <cstdint>
+
+namespace edlm {
+
+enum class Code : int32_t {
+  kOk,
+  kNotANumber,   // `row` holds NaN or +inf where a token (or candidate) is allowed
+  kNothingLeft,  // `row` allows nothing: every logit (or log-weight) is -inf
+  kBadTarget,    // `row` names a target outside [0, vocab)
+  kDevice,       // `row` is the cudaError_t
+};
+
+struct [[nodiscard]] Status {
+  Code code = Code::kOk;
+  int64_t row = -1;
+
+  explicit operator bool() const { return code == Code::kOk; }
+};
+
+}  // namespace edlm

@@ -1,0 +1,27 @@
+// stream_keys: the address of a random stream, one 64-bit key from a seed and its coordinates.
+#pragma once
+
+#include <cstdint>
+
+#include "edlm/philox.h"
+#include "edlm/status.h"
+
+namespace edlm {
+
+struct StreamKeysArgs {
+  const int64_t* seeds;        // [count]
+  const int64_t* coordinates;  // [count, dims], folded into the key from left to right
+  int64_t count, dims;
+  int64_t* keys;  // [count], written
+};
+
+// `place` is the coordinate's position in the list: (1, 2) and (2, 1) are different streams.
+EDLM_HD uint64_t fold(uint64_t key, int64_t coordinate, uint32_t place) {
+  return random_bits(key, uint64_t(coordinate), place, Purpose::kStreamKeys);
+}
+
+namespace cpu {
+Status stream_keys(const StreamKeysArgs& args, int64_t begin, int64_t end);
+}
+
+}  // namespace edlm

@@ -1,0 +1,232 @@
+"""The ops of the engine, on CPU and CUDA tensors.
+
+One function per op, each with its specification and oracle under the same name in
+:mod:`edlm_engine.reference`. Symbols: ``R`` rows, ``V`` vocabulary, ``K`` candidates, ``B``
+sequences, ``L`` length, ``D`` hidden size. Logits may be float32, bfloat16 or float16, with any row
+stride and a contiguous last dimension; tokens and keys are int64; log-probabilities are float32 and
+never positive.
+
+Randomness is addressed: a draw is a pure function of its key (:func:`stream_keys`) and its index,
+the same on every device, for any batch, thread count, stride or K. Every draw is the inverse CDF in
+token order at one 52-bit uniform, so sampled frequencies follow the probabilities into the far
+tail.
+
+Bad numbers. On CPU a row that holds NaN or +inf at an allowed token, or allows nothing, raises
+``RuntimeError`` naming the row. On CUDA, which must not wait for the host, such a row yields token
+-1 and log-probability NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+torch.ops.load_library(Path(__file__).with_name("_torch.so"))
+
+HEAD_WORKSPACE_BYTES = 32 << 20
+"""Logits that exist at a time inside the ``head_*`` ops, in bytes."""
+
+
+def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
+    """Addresses of random streams: ``seeds`` with each coordinate folded in, from left to right.
+
+    Seeds and coordinates are int64 tensors or ints and broadcast together; the result is int64 of
+    the broadcast shape. ``stream_keys(stream_keys(s, a), b)`` is not ``stream_keys(s, a, b)``: the
+    place of a coordinate is part of the address. Philox4x32-10.
+    """
+    tensors = [x for x in (seeds, *coordinates) if isinstance(x, Tensor)]
+    device = tensors[0].device if tensors else None
+    for what, x in zip(
+        ("seeds", *(f"coordinate {i}" for i in range(len(coordinates)))),
+        (seeds, *coordinates),
+        strict=True,
+    ):
+        if isinstance(x, Tensor) and x.dtype != torch.int64:
+            raise ValueError(f"{what} must be int64 or an int, got {x.dtype} {list(x.shape)}")
+    seeds, *coordinates = torch.broadcast_tensors(
+        *(
+            x if isinstance(x, Tensor) else torch.tensor(_signed(x), device=device)
+            for x in (seeds, *coordinates)
+        )
+    )
+    if not coordinates:
+        return seeds.clone()
+    folded = torch.ops.edlm.stream_keys(
+        seeds.reshape(-1), torch.stack([c.reshape(-1) for c in coordinates], dim=1)
+    )
+    return folded.reshape(seeds.shape)
+
+
+def _signed(value: int) -> int:
+    """A 64-bit word given as a number in [-2^63, 2^64), as the int64 of the same bits."""
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"a seed or coordinate must fit 64 bits, got {value}")
+    return value - 2**64 if value >= 2**63 else value
+
+
+def sample_candidates(
+    logits: Tensor,
+    keys: Tensor,
+    num_candidates: int,
+    *,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Draw K tokens per row of ``logits [R, V]``, independent and with replacement.
+
+    Returns ``tokens [R, K]`` int64 and ``log_q [R, K]`` float32, the log-probability of each token
+    under the distribution it was drawn from: ``softmax(logits / temperature)`` without
+    ``forbidden_id`` (-1 for none). With ``top_p < 1`` that distribution is cut to its nucleus, the
+    most likely tokens whose probabilities first reach ``top_p`` (all tokens tied with the last one
+    are kept), and renormalised. ``keys [R]`` int64 name the rows' random streams; candidate j of a
+    row does not depend on K. The row is read once for any K (``top_p < 1`` reads it twice).
+    """
+    return torch.ops.edlm.sample_candidates(
+        logits, keys, num_candidates, forbidden_id, temperature, top_p
+    )
+
+
+def token_log_probs(
+    logits: Tensor, targets: Tensor, *, forbidden_id: int = -1, temperature: float = 1.0
+) -> Tensor:
+    """``log_softmax(logits / temperature)`` of ``logits [R, V]`` at ``targets [R]``: [R] float32.
+
+    ``forbidden_id`` takes no part in the normalisation and itself scores -inf. The softmax is
+    never materialised; each row is read once.
+    """
+    return torch.ops.edlm.token_log_probs(logits, targets, forbidden_id, temperature)
+
+
+def head_sample_candidates(
+    hidden: Tensor,
+    weight: Tensor,
+    keys: Tensor,
+    num_candidates: int,
+    *,
+    bias: Tensor | None = None,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """:func:`sample_candidates` of ``hidden [R, D] @ weight.T + bias`` (``weight [V, D]``,
+    ``bias [V]``), with the logits in a workspace of :data:`HEAD_WORKSPACE_BYTES` at most.
+    """
+    return _over_head_rows(
+        lambda logits, keys: sample_candidates(
+            logits,
+            keys,
+            num_candidates,
+            forbidden_id=forbidden_id,
+            temperature=temperature,
+            top_p=top_p,
+        ),
+        hidden,
+        weight,
+        bias,
+        keys,
+        "keys",
+    )
+
+
+def head_token_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+) -> Tensor:
+    """:func:`token_log_probs` of ``hidden [R, D] @ weight.T + bias``, with the logits in a
+    workspace of :data:`HEAD_WORKSPACE_BYTES` at most.
+    """
+    return _over_head_rows(
+        lambda logits, targets: token_log_probs(
+            logits, targets, forbidden_id=forbidden_id, temperature=temperature
+        ),
+        hidden,
+        weight,
+        bias,
+        targets,
+        "targets",
+    )
+
+
+def _over_head_rows(
+    op: Callable, hidden: Tensor, weight: Tensor, bias: Tensor | None, per_row: Tensor, what: str
+):
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            "hidden and weight must have shapes [R, D] and [V, D], "
+            f"got {list(hidden.shape)} and {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape [{weight.shape[0]}], got {list(bias.shape)}")
+    if per_row.shape != hidden.shape[:1]:
+        raise ValueError(f"{what} must have shape [{hidden.shape[0]}], got {list(per_row.shape)}")
+    rows = max(1, HEAD_WORKSPACE_BYTES // (weight.shape[0] * hidden.element_size()))
+    parts = [
+        op(torch.nn.functional.linear(h, weight, bias), p)
+        for h, p in zip(hidden.split(rows), per_row.split(rows), strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return torch.cat(parts)
+
+
+def resample(log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose one of K candidates per sequence with probability ``softmax(log_weights [B, K])``.
+
+    Returns ``choice [B]`` int64, ``ess [B]`` float32 = (sum w)^2 / sum w^2 in [1, K], and
+    ``log_mean_weight [B]`` float32, Theorem 1's estimate of log Z. ``keys [B]`` int64. A weight of
+    -inf is never chosen; NaN, +inf, or nothing but -inf is a bad row.
+    """
+    return torch.ops.edlm.resample(log_weights, keys)
+
+
+def reveal_steps(keys: Tensor, length: int, mask_probs: Tensor) -> Tensor:
+    """The step that reveals each position: [B, L] int64 in 1..N, or N + 1 for what is left at t_N.
+
+    ``mask_probs [N + 1]`` float64 are mask_prob(t_0) >= ... >= mask_prob(t_N). Position l of a
+    sequence has one uniform u, that of ``stream_keys(key, l)``, and is revealed in the step i with
+    ``mask_probs[i] <= u < mask_probs[i - 1]``: the ancestral process of the absorbing posterior,
+    decided before any model runs.
+    """
+    return torch.ops.edlm.reveal_steps(keys, length, mask_probs)
+
+
+@torch.library.register_fake("edlm::stream_keys")
+def _(seeds, coordinates):
+    return torch.empty_like(seeds, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("edlm::sample_candidates")
+def _(logits, keys, num_candidates, forbidden_id, temperature, top_p):
+    shape = (logits.shape[0], num_candidates)
+    return logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.register_fake("edlm::token_log_probs")
+def _(logits, targets, forbidden_id, temperature):
+    return logits.new_empty(logits.shape[0], dtype=torch.float32)
+
+
+@torch.library.register_fake("edlm::resample")
+def _(log_weights, keys):
+    batch = log_weights.shape[0]
+    return (
+        log_weights.new_empty(batch, dtype=torch.int64),
+        log_weights.new_empty(batch),
+        log_weights.new_empty(batch),
+    )
+
+
+@torch.library.register_fake("edlm::reveal_steps")
+def _(keys, length, mask_probs):
+    return keys.new_empty((keys.shape[0], length))
