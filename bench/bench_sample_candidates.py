@@ -1,0 +1,56 @@
+"""sample_candidates against one read of the logits, plain PyTorch, and the released sampler."""
+
+import functools
+
+import pytest
+import torch
+
+from bench import baselines
+from edlm_engine import ops
+
+# About 200 MB of float32 logits each, beyond any cache, but for the small vocabulary.
+ROWS = {28: 65536, 4096: 8192, 50258: 1024, 152064: 340}
+# The slow baselines run on fewer rows; ratios are per row.
+FEW = 16
+
+
+@functools.cache
+def logits_of(vocab, dtype):
+    return torch.randn(ROWS[vocab], vocab, generator=torch.Generator().manual_seed(0)).to(dtype) * 3
+
+
+CASES = {
+    "logits.sum()": lambda x, keys: x.sum(),
+    **{
+        f"sample_candidates K={k}": lambda x, keys, k=k: ops.sample_candidates(
+            x, keys, k, forbidden_id=x.shape[1] - 1
+        )
+        for k in (1, 2, 4, 8, 16)
+    },
+    "sample_candidates K=8 top_p=0.9": lambda x, keys: ops.sample_candidates(
+        x, keys, 8, forbidden_id=x.shape[1] - 1, top_p=0.9
+    ),
+    "softmax + multinomial K=8": lambda x, keys: baselines.softmax_multinomial(
+        x, 8, x.shape[1] - 1
+    ),
+    "released race K=1": lambda x, keys: baselines.released_candidates(x, 1, x.shape[1] - 1),
+    "released race K=8": lambda x, keys: baselines.released_candidates(x, 8, x.shape[1] - 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("vocab", ROWS)
+def bench_sample_candidates(measure, vocab, dtype, case):
+    logits = logits_of(vocab, dtype)
+    if "released" in case or "top_p" in case:
+        logits = logits[: max(FEW, ROWS[vocab] // 16)]
+    keys = torch.arange(len(logits))
+    measure(
+        lambda: CASES[case](logits, keys),
+        case,
+        rows=len(logits),
+        group=f"sample_candidates V={vocab} {dtype}",
+        rounds=3 if "released" in case else 9,
+        bytes=logits.nbytes,
+    )

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from op_cases import random_logits
+
+from edlm_engine import ops, reference
+
+
+def head_inputs(rows=50, dim=24, vocab=301, dtype=torch.float32):
+    hidden = random_logits(rows, dim, dtype, scale=1.0)
+    weight = random_logits(vocab, dim, dtype, scale=0.5)
+    return hidden, weight, random_logits(1, vocab, dtype)[0]
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_equals_the_ops_on_full_logits(with_bias, monkeypatch):
+    hidden, weight, bias = head_inputs()
+    bias = bias if with_bias else None
+    keys, targets = torch.arange(50), torch.arange(50) * 6
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    want = ops.sample_candidates(logits, keys, 4, forbidden_id=7, temperature=0.8)
+    scores = ops.token_log_probs(logits, targets, forbidden_id=7)
+    for workspace in (1, 20 * 301 * 4, 1 << 30):  # one row, some rows, all rows at a time
+        monkeypatch.setattr(ops, "HEAD_WORKSPACE_BYTES", workspace)
+        got = ops.head_sample_candidates(
+            hidden, weight, keys, 4, bias=bias, forbidden_id=7, temperature=0.8
+        )
+        assert torch.equal(got[0], want[0]) and torch.allclose(got[1], want[1], atol=2e-6)
+        got = ops.head_token_log_probs(hidden, weight, targets, bias=bias, forbidden_id=7)
+        assert torch.allclose(got, scores, atol=2e-6)
+
+
+def test_matches_reference():
+    hidden, weight, bias = head_inputs()
+    keys, targets = torch.arange(50), torch.arange(50)
+    want, _ = reference.head_sample_candidates(hidden, weight, keys, 3, bias=bias)
+    got, _ = ops.head_sample_candidates(hidden, weight, keys, 3, bias=bias)
+    assert (got != want).sum() <= 1
+    want = reference.head_token_log_probs(hidden, weight, targets, bias=bias)
+    got = ops.head_token_log_probs(hidden, weight, targets, bias=bias)
+    assert torch.allclose(got, want, atol=5e-6)
+
+
+def test_no_rows():
+    _, weight, _ = head_inputs()
+    tokens, log_q = ops.head_sample_candidates(
+        torch.empty(0, 24), weight, torch.empty(0, dtype=torch.int64), 3
+    )
+    assert tokens.shape == log_q.shape == (0, 3)
+
+
+def test_bad_arguments():
+    hidden, weight, bias = head_inputs()
+    keys = torch.arange(50)
+    with pytest.raises(ValueError, match=r"must have shapes \[R, D\] and \[V, D\]"):
+        ops.head_sample_candidates(hidden[:, 1:], weight, keys, 1)
+    with pytest.raises(ValueError, match=r"bias must have shape \[301\], got \[300\]"):
+        ops.head_sample_candidates(hidden, weight, keys, 1, bias=bias[1:])
+    with pytest.raises(ValueError, match=r"targets must have shape \[50\], got \[49\]"):
+        ops.head_token_log_probs(hidden, weight, keys[1:])
