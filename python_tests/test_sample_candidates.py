@@ -79,6 +79,11 @@ def test_many_tail_race(gap, device):
     # And evenly over the tail, not only near the head's cell.
     halves = [(tail < TAIL // 2).sum().item(), (tail >= TAIL // 2).sum().item()]
     assert stats.binomtest(halves[0], sum(halves), 0.5).pvalue > P_VALUE
+    # And by every token of it: a uniform of 24 bits could reach only a quarter of them, and would
+    # repeat itself four times as often.
+    repeats = len(tail) - len(tail.unique())
+    expected = len(tail) ** 2 / 2 / TAIL
+    assert abs(repeats - expected) < 5 * max(1, expected) ** 0.5
 
 
 def test_many_tail_race_catches_the_released_sampler():

@@ -1,0 +1,134 @@
+"""Does the energy help? The same steps and seeds with it and without it, scored by the AR model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from edlm_engine.config import GenerationConfig
+from edlm_engine.energy import sequence_log_probs
+from edlm_engine.engine import Engine, Generation
+from edlm_engine.metrics import token_entropy
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over sequences; `log_p` is nats per token under the AR model, `entropy` nats."""
+
+    log_p: float
+    log_p_stderr: float
+    entropy: float
+    nfe: float
+    energy_evaluations: float
+    ess_min: float | None
+    ess_mean: float | None
+    ess_max: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`gain` is the mean paired difference of log p_AR per token, with its standard error."""
+
+    with_energy: Score
+    without_energy: Score
+    gain: float
+    gain_stderr: float
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+def compare_energy(
+    engine: Engine,
+    model,
+    *,
+    num: int = 64,
+    batch_size: int = 16,
+    config: GenerationConfig | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Comparison:
+    """Generate `num` sequences with the engine's energy and `num` without, at the same seeds.
+
+    `model` is the left-to-right model that scores them (`AutoregressiveModel` protocol). Raises
+    ValueError if the engine has no energy, or `num` is below 2.
+    """
+    if engine.energy is None:
+        raise ValueError("engine must have an energy to compare with plain MDLM, got None")
+    if num < 2:
+        raise ValueError(f"num must be >= 2, for a standard error, got {num}")
+    config = config or GenerationConfig()
+    columns = []
+    for variant in (config, replace(config, num_candidates=1)):
+        batches = [
+            engine.generate(
+                min(batch_size, num - first),
+                config=variant,
+                seed=range(seed + first, seed + min(num, first + batch_size)),
+                progress=progress,
+            )
+            for first in range(0, num, batch_size)
+        ]
+        columns.append((batches, _log_p(model, batches)))
+    gain = columns[0][1] - columns[1][1]
+    return Comparison(*(_score(*column) for column in columns), gain.mean().item(), _stderr(gain))
+
+
+@torch.inference_mode()
+def _log_p(model, batches: list[Generation]) -> Tensor:
+    tokens = torch.cat([batch.sequences for batch in batches])
+    scored = tokens.shape[1] - model.first_position
+    return sequence_log_probs(model, tokens).double().cpu() / scored
+
+
+def _score(batches: list[Generation], log_p: Tensor) -> Score:
+    ess = torch.cat([batch.ess.flatten() for batch in batches]).cpu()
+    ess = ess[~ess.isnan()]
+    some = len(ess) > 0
+    return Score(
+        log_p=log_p.mean().item(),
+        log_p_stderr=_stderr(log_p),
+        entropy=torch.cat([token_entropy(b.sequences) for b in batches]).double().mean().item(),
+        nfe=torch.cat([b.nfe for b in batches]).double().mean().item(),
+        energy_evaluations=torch.cat([b.energy_evaluations for b in batches])
+        .double()
+        .mean()
+        .item(),
+        ess_min=ess.min().item() if some else None,
+        ess_mean=ess.mean().item() if some else None,
+        ess_max=ess.max().item() if some else None,
+    )
+
+
+def _stderr(values: Tensor) -> float:
+    return values.std().item() / math.sqrt(len(values))
+
+
+def table(comparison: Comparison) -> str:
+    """The comparison as a table of text."""
+    lines = [f"{'':<28}{'with energy':>16}{'without':>16}"]
+    rows = {
+        "log p_AR, nats per token": ("log_p", "{:.4f}"),
+        "  standard error": ("log_p_stderr", "{:.4f}"),
+        "unigram entropy, nats": ("entropy", "{:.3f}"),
+        "denoiser evaluations": ("nfe", "{:.1f}"),
+        "candidates scored": ("energy_evaluations", "{:.1f}"),
+        "ESS, smallest": ("ess_min", "{:.3f}"),
+        "ESS, mean": ("ess_mean", "{:.3f}"),
+        "ESS, largest": ("ess_max", "{:.3f}"),
+    }
+    for label, (field, form) in rows.items():
+        cells = (getattr(s, field) for s in (comparison.with_energy, comparison.without_energy))
+        lines.append(f"{label:<28}" + "".join(f"{_cell(form, value):>16}" for value in cells))
+    lines.append(
+        f"gain: {comparison.gain:+.4f} nats per token, standard error "
+        f"{comparison.gain_stderr:.4f} ({comparison.gain / comparison.gain_stderr:+.1f} of them)"
+    )
+    return "\n".join(lines)
+
+
+def _cell(form: str, value: float | None) -> str:
+    return "-" if value is None else form.format(value)

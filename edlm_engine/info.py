@@ -1,0 +1,79 @@
+"""What `edlm info` tells: versions, processor, backends and the bundled model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from edlm_engine import _C
+
+OPS = ("stream_keys", "sample_candidates", "token_log_probs", "resample", "reveal_steps")
+PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "accelerate", "cupy")
+BUNDLED = Path(__file__).with_name("assets") / "novels"
+
+
+def collect() -> dict:
+    """Everything `edlm info` prints, ready for JSON."""
+    build = _C.build_info()
+    return {
+        "edlm_engine": importlib.metadata.version("edlm_engine"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "compiler": build["compiler"],
+        "cpu": {"instruction set": build["cpu_isa"], "threads": torch.get_num_threads()},
+        "cuda": cuda_state(),
+        "ops": {name: backends(name) for name in OPS},
+        "bundled model": bundled(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def backends(op: str) -> str:
+    """The devices an op has kernels for."""
+    found = [
+        key.lower()
+        for key in ("CPU", "CUDA")
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"edlm::{op}", key)
+    ]
+    return ", ".join(found)
+
+
+def cuda_state() -> str:
+    """Whether CUDA tensors can be used, and if not why."""
+    compiled = "cuda" in backends(OPS[0])
+    if torch.version.cuda is None:
+        reason = "this torch is built without CUDA"
+    elif not torch.cuda.is_available():
+        reason = "torch sees no CUDA device"
+    elif not compiled:
+        reason = "the engine was built without CUDA kernels (EDLM_CUDA=ON builds them)"
+    else:
+        return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return f"no: {reason}; CUDA kernels {'are' if compiled else 'are not'} compiled in"
+
+
+def bundled() -> dict:
+    recipe = BUNDLED / "recipe.json"
+    return json.loads(recipe.read_text()) if recipe.is_file() else {"found": "no"}
+
+
+def text(facts: dict, indent: int = 0) -> str:
+    """Nested facts as indented lines."""
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            lines += [f"{'  ' * indent}{name}:", text(value, indent + 1)]
+        else:
+            lines.append(f"{'  ' * indent}{name}: {value}")
+    return "\n".join(lines)

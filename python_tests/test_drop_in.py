@@ -1,0 +1,121 @@
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from scipy import stats
+
+from edlm_engine.drop_in import accelerate, sample_categorical
+
+SOURCE = """
+import torch
+
+def _sample_categorical(categorical_probs):
+    return torch.full(categorical_probs.shape[:-1], -7)
+
+class Diffusion:
+    def sample(self, probs):
+        return _sample_categorical(probs)
+"""
+
+
+@pytest.fixture
+def family(monkeypatch):
+    """A Python module laid out like the diffusion.py of MDLM and its relatives, and a subclass."""
+    module = ModuleType("family_diffusion")
+    exec(SOURCE, vars(module))
+    derived = ModuleType("family_derived")
+    derived.Diffusion = module.Diffusion
+    exec("class Derived(Diffusion): pass", vars(derived))
+    for python_module in (module, derived):
+        monkeypatch.setitem(sys.modules, python_module.__name__, python_module)
+    return SimpleNamespace(module=module, derived=derived)
+
+
+PROBS = torch.tensor([[[0.1, 0.0, 0.9], [3.0, 3.0, 6.0]], [[0.0, 1.0, 0.0], [0.2, 0.5, 0.3]]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_frequencies_and_layout(dtype):
+    torch.manual_seed(0)
+    draws = sample_categorical(PROBS.to(dtype), num_samples=20_000)
+    assert draws.shape == (40_000, 2) and draws.dtype == torch.int64
+    # Sample j of row b is at j * B + b, as in probs.repeat(k, 1, 1).
+    draws = draws.view(20_000, 2, 2)
+    for b in range(2):
+        for position in range(2):
+            probs = PROBS[b, position].to(dtype).double()
+            counts = draws[:, b, position].bincount(minlength=3)
+            possible = probs > 0
+            assert counts[~possible].sum() == 0
+            expected = (probs / probs.sum())[possible] * 20_000
+            assert stats.chisquare(counts[possible], expected).pvalue > 1e-3
+
+
+def test_one_sample_has_the_shape_of_the_batch():
+    assert sample_categorical(PROBS).shape == (2, 2)
+    assert sample_categorical(PROBS[0]).shape == (2,)
+    assert sample_categorical(PROBS[0, 0]).shape == ()
+    assert sample_categorical(PROBS[0], num_samples=3).shape == (6,)
+    assert sample_categorical(PROBS[0, 0], num_samples=3).shape == (3,)
+
+
+def test_samples_are_different_draws():
+    probs = torch.ones(4, 50, 1000)
+    torch.manual_seed(0)
+    draws = sample_categorical(probs, num_samples=2).view(2, 200)
+    again = sample_categorical(probs).view(200)
+    assert (draws[0] == draws[1]).float().mean() < 0.05
+    assert (draws[0] == again).float().mean() < 0.05
+
+
+def test_follows_the_global_generator():
+    def draw():
+        torch.manual_seed(5)
+        return sample_categorical(PROBS.expand(2, 2, 3), num_samples=50), torch.rand(1)
+
+    first, second = draw(), draw()
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    torch.manual_seed(6)
+    assert not torch.equal(sample_categorical(PROBS, num_samples=50), first[0])
+
+
+def test_bad_probabilities():
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(RuntimeError, match="row 1"):
+            sample_categorical(torch.tensor([[0.5, 0.5], [bad, 1.0]]))
+    with pytest.raises(RuntimeError, match="row 0"):
+        sample_categorical(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="num_samples must be >= 1, got 0"):
+        sample_categorical(PROBS, num_samples=0)
+
+
+@pytest.mark.parametrize("kind", ["instance", "subclass", "python module"])
+def test_accelerate_and_restore(family, kind):
+    user = family.module.Diffusion() if kind != "subclass" else family.derived.Derived()
+    with accelerate(family.module if kind == "python module" else user):
+        assert (user.sample(PROBS) >= 0).all()
+    assert (user.sample(PROBS) == -7).all()
+    handle = accelerate(user)
+    assert (user.sample(PROBS) >= 0).all()
+    handle.close()
+    assert (user.sample(PROBS) == -7).all()
+
+
+def test_accelerate_a_method(family):
+    class Model:
+        def _sample_categorical(self, probs):
+            return torch.full(probs.shape[:-1], -7)
+
+        def sample(self, probs):
+            return self._sample_categorical(probs)
+
+    model, other = Model(), Model()
+    with accelerate(model):
+        assert (model.sample(PROBS) >= 0).all() and (other.sample(PROBS) == -7).all()
+    assert (model.sample(PROBS) == -7).all() and "_sample_categorical" not in vars(model)
+
+
+def test_nothing_to_accelerate():
+    with pytest.raises(ValueError, match="_sample_categorical"):
+        accelerate(torch.nn.Linear(1, 1))
