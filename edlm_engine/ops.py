@@ -18,7 +18,7 @@ Bad numbers. On CPU a row that holds NaN or +inf at an allowed token, or allows 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,8 +26,8 @@ from torch import Tensor
 
 torch.ops.load_library(Path(__file__).with_name("_torch.so"))
 
-HEAD_WORKSPACE_BYTES = 32 << 20
-"""Logits that exist at a time inside the ``head_*`` ops, in bytes."""
+HEAD_WORKSPACE_BYTES = 60 << 20
+"""Largest workspace of the ``head_*`` ops: the logits that exist at a time, in bytes."""
 
 
 def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
@@ -111,25 +111,29 @@ def head_sample_candidates(
     forbidden_id: int = -1,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`sample_candidates` of ``hidden [R, D] @ weight.T + bias`` (``weight [V, D]``,
-    ``bias [V]``), with the logits in a workspace of :data:`HEAD_WORKSPACE_BYTES` at most.
+    """:func:`sample_candidates` of ``hidden [R, D] @ weight.T + bias``, without its [R, V] logits.
+
+    ``weight [V, D]``, ``bias [V]`` and ``hidden`` share a dtype. The product is the library's; the
+    logits of some rows at a time lie in ``workspace`` (uint8, :func:`head_workspace`), one call's
+    own if None, and are drawn from while they are hot. Equal to the op on full logits but for the
+    rounding of the product, which may depend on its number of rows. A float32 product is not
+    rounded further; a 16-bit product accumulates in float32 and is rounded to 16 bits, since no
+    library product on CPU returns float32 from 16-bit operands.
     """
-    return _over_head_rows(
-        lambda logits, keys: sample_candidates(
+    tokens = keys.new_empty(len(hidden), num_candidates)
+    log_q = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
+    for rows, logits in _head_rows(hidden, weight, bias, keys, "keys", workspace):
+        tokens[rows], log_q[rows] = sample_candidates(
             logits,
-            keys,
+            keys[rows],
             num_candidates,
             forbidden_id=forbidden_id,
             temperature=temperature,
             top_p=top_p,
-        ),
-        hidden,
-        weight,
-        bias,
-        keys,
-        "keys",
-    )
+        )
+    return tokens, log_q
 
 
 def head_token_log_probs(
@@ -140,44 +144,68 @@ def head_token_log_probs(
     bias: Tensor | None = None,
     forbidden_id: int = -1,
     temperature: float = 1.0,
+    workspace: Tensor | None = None,
 ) -> Tensor:
-    """:func:`token_log_probs` of ``hidden [R, D] @ weight.T + bias``, with the logits in a
-    workspace of :data:`HEAD_WORKSPACE_BYTES` at most.
+    """:func:`token_log_probs` of ``hidden [R, D] @ weight.T + bias``, without its [R, V] logits.
+
+    Operands, workspace and rounding as in :func:`head_sample_candidates`.
     """
-    return _over_head_rows(
-        lambda logits, targets: token_log_probs(
-            logits, targets, forbidden_id=forbidden_id, temperature=temperature
-        ),
-        hidden,
-        weight,
-        bias,
-        targets,
-        "targets",
-    )
+    log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    for rows, logits in _head_rows(hidden, weight, bias, targets, "targets", workspace):
+        log_probs[rows] = token_log_probs(
+            logits, targets[rows], forbidden_id=forbidden_id, temperature=temperature
+        )
+    return log_probs
 
 
-def _over_head_rows(
-    op: Callable, hidden: Tensor, weight: Tensor, bias: Tensor | None, per_row: Tensor, what: str
-):
+def head_workspace(vocab_size: int, rows: int, dtype: torch.dtype, device="cpu") -> Tensor:
+    """Workspace for the ``head_*`` ops on up to ``rows`` rows: uint8, at most
+    :data:`HEAD_WORKSPACE_BYTES` (but one row at least)."""
+    row = vocab_size * dtype.itemsize
+    fitting = max(1, min(rows, HEAD_WORKSPACE_BYTES // row))
+    return torch.empty(fitting * row, dtype=torch.uint8, device=device)
+
+
+def _head_rows(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    per_row: Tensor,
+    what: str,
+    workspace: Tensor | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows at a time and their logits, which the next turn overwrites."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             "hidden and weight must have shapes [R, D] and [V, D], "
             f"got {list(hidden.shape)} and {list(weight.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape [{weight.shape[0]}], got {list(bias.shape)}")
-    if per_row.shape != hidden.shape[:1]:
-        raise ValueError(f"{what} must have shape [{hidden.shape[0]}], got {list(per_row.shape)}")
-    rows = max(1, HEAD_WORKSPACE_BYTES // (weight.shape[0] * hidden.element_size()))
-    parts = [
-        op(torch.nn.functional.linear(h, weight, bias), p)
-        for h, p in zip(hidden.split(rows), per_row.split(rows), strict=True)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], tuple):
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    return torch.cat(parts)
+    if hidden.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        got = [x.dtype for x in (hidden, weight, bias) if x is not None]
+        raise ValueError(f"hidden, weight and bias must share a dtype, got {got}")
+    vocab, rows = weight.shape[0], hidden.shape[0]
+    if bias is not None and bias.shape != (vocab,):
+        raise ValueError(f"bias must have shape [{vocab}], got {list(bias.shape)}")
+    if per_row.shape != (rows,):
+        raise ValueError(f"{what} must have shape [{rows}], got {list(per_row.shape)}")
+    if workspace is None:
+        workspace = head_workspace(vocab, rows, weight.dtype, weight.device)
+    if workspace.dtype != torch.uint8 or workspace.numel() < vocab * weight.itemsize:
+        raise ValueError(
+            f"workspace must be uint8 with at least {vocab * weight.itemsize} elements, "
+            f"got {workspace.dtype} {list(workspace.shape)}"
+        )
+    fitting = workspace.numel() // (vocab * weight.itemsize)
+    buffer = workspace[: fitting * vocab * weight.itemsize].view(weight.dtype).view(fitting, vocab)
+    with torch.no_grad():
+        for first in range(0, rows, fitting):
+            part = slice(first, min(rows, first + fitting))
+            logits = buffer[: part.stop - first]
+            if bias is None:
+                torch.mm(hidden[part], weight.T, out=logits)
+            else:
+                torch.addmm(bias, hidden[part], weight.T, out=logits)
+            yield part, logits
 
 
 def resample(log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:

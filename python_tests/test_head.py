@@ -40,6 +40,47 @@ def test_matches_reference():
     assert torch.allclose(got, want, atol=5e-6)
 
 
+def test_a_workspace_serves_again():
+    hidden, weight, bias = head_inputs()
+    keys = torch.arange(50)
+    want = ops.head_sample_candidates(hidden, weight, keys, 2, bias=bias)
+    workspace = ops.head_workspace(301, 7, torch.float32)
+    assert workspace.numel() == 7 * 301 * 4
+    for _ in range(2):
+        got = ops.head_sample_candidates(hidden, weight, keys, 2, bias=bias, workspace=workspace)
+        assert torch.equal(got[0], want[0])
+    with pytest.raises(ValueError, match=r"workspace must be uint8 with at least 1204 elements"):
+        ops.head_token_log_probs(hidden, weight, keys, workspace=workspace[:1203])
+
+
+def test_workspace_is_bounded():
+    assert ops.head_workspace(50258, 10**6, torch.float32).numel() <= ops.HEAD_WORKSPACE_BYTES
+    assert ops.head_workspace(10**9, 5, torch.bfloat16, "meta").numel() == 2 * 10**9
+
+
+def test_16_bit_operands(device):
+    hidden, weight, bias = (x.to(device) for x in head_inputs(dtype=torch.bfloat16))
+    keys = torch.arange(50, device=device)
+    tokens, log_q = ops.head_sample_candidates(hidden, weight, keys, 3, bias=bias)
+    exact = reference.log_softmax((hidden.double() @ weight.double().T + bias.double()).cpu())
+    # The product is rounded to 8 bits: logits up to 16 are off by up to 1/32.
+    assert (log_q.cpu() - exact.gather(1, tokens.cpu())).abs().max() < 0.1
+    with pytest.raises(ValueError, match="hidden, weight and bias must share a dtype"):
+        ops.head_sample_candidates(hidden.float(), weight, keys, 3)
+
+
+def test_compiles_whole():
+    hidden, weight, bias = head_inputs()
+    compiled = torch.compile(
+        lambda h, k: ops.head_sample_candidates(h * 2, weight, k, 3, bias=bias),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    keys = torch.arange(50)
+    want = ops.head_sample_candidates(hidden * 2, weight, keys, 3, bias=bias)
+    assert torch.equal(compiled(hidden, keys)[0], want[0])
+
+
 def test_no_rows():
     _, weight, _ = head_inputs()
     tokens, log_q = ops.head_sample_candidates(
