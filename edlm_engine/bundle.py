@@ -1,0 +1,87 @@
+"""Put a trained denoiser and AR model together as one folder that `load_bundle` reads.
+
+python -m edlm_engine.bundle DENOISER_RUN AR_RUN OUT --data FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edlm_engine.corpus import (
+    evaluation_windows,
+    read_text,
+    split_held_out,
+    text_files,
+    token_stream,
+)
+from edlm_engine.loaders import TOKENIZER, load_model, read_json, save_model, write_json
+from edlm_engine.objectives import FINAL_DRAWS, held_out_loss
+from edlm_engine.run_log import PLOT
+from edlm_engine.tokenizer import Tokenizer
+from edlm_engine.training import RECIPE
+
+
+def bundle(
+    denoiser_run: str | Path, ar_run: str | Path, out: str | Path, data: Iterable[str | Path]
+) -> dict[str, Any]:
+    """Write tokenizer.json, recipe.json, denoiser/ and ar/, in bfloat16; return the recipe.
+
+    The held-out losses in the recipe are those of the rounded weights, measured here in float32 on
+    the held-out files of the runs, found in `data`. Raises ValueError if the tokenizers differ.
+    """
+    runs = {"denoiser": Path(denoiser_run), "ar": Path(ar_run)}
+    out = Path(out)
+    texts = {name: (run / TOKENIZER).read_bytes() for name, run in runs.items()}
+    if texts["denoiser"] != texts["ar"]:
+        raise ValueError(f"runs must share one tokenizer, those of {denoiser_run}, {ar_run} differ")
+    recipe = {}
+    for name, run in runs.items():
+        save_model(load_model(run), out / name, dtype=torch.bfloat16)
+        recipe[name] = read_json(run / RECIPE) | {"held_out": measure(out / name, run, data)}
+        shutil.copyfile(run / PLOT, out / f"{name}_loss.png")
+    temporary = out / f"{TOKENIZER}.tmp"
+    temporary.write_bytes(texts["ar"])
+    os.replace(temporary, out / TOKENIZER)
+    write_json(out / RECIPE, recipe)
+    return recipe
+
+
+def measure(weights: Path, run: Path, data: Iterable[str | Path]) -> dict[str, Any]:
+    """Held-out loss of saved weights, on the windows a training run ends with."""
+    recipe = read_json(run / RECIPE)
+    kind, settings = recipe["kind"], recipe["config"]
+    _, files = split_held_out(text_files(data), settings["held_out"])
+    texts = [read_text(file, settings["unwrap"]) for file in files]
+    stream = token_stream(texts, Tokenizer.from_file(run / TOKENIZER))
+    windows = evaluation_windows(stream, settings["length"], settings["final_windows"])
+    loss = held_out_loss(kind, load_model(weights, dtype=torch.float32), windows, draws=FINAL_DRAWS)
+    return {
+        "nats_per_token": round(loss, 4),
+        "nats_per_character": round(loss * len(stream) / sum(map(len, texts)), 4),
+        "meaning": "-log p" if kind == "ar" else "upper bound of -log p",
+        "windows": len(windows),
+        "draws_per_window": 1 if kind == "ar" else FINAL_DRAWS,
+        "seed": 0,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("denoiser_run")
+    parser.add_argument("ar_run")
+    parser.add_argument("out")
+    parser.add_argument("--data", nargs="+", required=True)
+    args = parser.parse_args()
+    for name, recipe in bundle(args.denoiser_run, args.ar_run, args.out, args.data).items():
+        print(f"{name}: {recipe['held_out']['nats_per_token']} nats per token held out")
+
+
+if __name__ == "__main__":
+    main()

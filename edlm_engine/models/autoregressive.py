@@ -1,0 +1,110 @@
+"""The left-to-right transformer whose likelihood is the energy of EDLM-AR (equation 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edlm_engine.models.layers import (
+    Block,
+    Embedding,
+    LayerNorm,
+    Rotary,
+    Transformer,
+    TransformerConfig,
+    require_tokens,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARConfig(TransformerConfig):
+    """Sizes of an `AutoregressiveTransformer`.
+
+    `bos_id` is the token put in front so that position 0 is scored; None where the model was
+    trained without one. `forbidden_id` is a token the model never emits, -1 for none.
+    """
+
+    bos_id: int | None = None
+    forbidden_id: int = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bos_id is not None and not 0 <= self.bos_id < self.vocab_size:
+            raise ValueError(f"bos_id must be None or in [0, {self.vocab_size}), got {self.bos_id}")
+        if not -1 <= self.forbidden_id < self.vocab_size:
+            raise ValueError(
+                f"forbidden_id must be -1 or in [0, {self.vocab_size}), got {self.forbidden_id}"
+            )
+
+
+class ARBlock(Block):
+    causal = True
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.attend(self.norm1(x), rotary)
+        return x + self.feed_forward(self.norm2(x))
+
+
+class AROutput(nn.Module):
+    def __init__(self, config: ARConfig) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(config.hidden_dim)
+        self.linear = nn.Linear(config.hidden_dim, config.vocab_size)
+
+
+class AutoregressiveTransformer(Transformer):
+    """Scores whole sequences: row l of `hidden` predicts token l from the tokens before it.
+
+    Rows before `first_position` are defined but carry no prediction. Deterministic in eval mode.
+    """
+
+    config: ARConfig
+
+    def __init__(self, config: ARConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_embed = Embedding(config.vocab_size, config.hidden_dim)
+        self.rotary_emb = Rotary(config.hidden_dim // config.n_heads)
+        self.blocks = nn.ModuleList(ARBlock(config) for _ in range(config.n_blocks))
+        self.output_layer = AROutput(config)
+        nn.init.zeros_(self.output_layer.linear.bias)
+        self.tie_head()
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.config.bos_id
+
+    @property
+    def forbidden_id(self) -> int:
+        return self.config.forbidden_id
+
+    @property
+    def first_position(self) -> int:
+        """First position whose token is scored: 0 with a BOS, else 1."""
+        return 0 if self.bos_id is not None else 1
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens [n, L] -> [n, L, D], where row l depends on tokens[:, :l] only.
+
+        Without a BOS row 0 is zeros: nothing predicts the first token.
+        """
+        require_tokens(tokens, "tokens", self.length)
+        seen = tokens[:, :-1]
+        if self.bos_id is None:
+            return F.pad(self._states(seen), (0, 0, 1, 0))
+        return self._states(F.pad(seen, (1, 0), value=self.bos_id))
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Raw logits [n, L, V]; row l predicts token l. The caller excludes `forbidden_id`."""
+        return self.output_layer.linear(self.hidden(tokens))
+
+    forward = logits
+
+    def _states(self, seen: Tensor) -> Tensor:
+        rotary = self.rotary_emb(seen.shape[1])
+        x = self.vocab_embed(seen)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.output_layer.norm_final(x)

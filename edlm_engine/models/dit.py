@@ -1,0 +1,142 @@
+"""The MDLM denoiser: a bidirectional transformer with adaptive layer norm (DiT)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edlm_engine.models.layers import (
+    Block,
+    Embedding,
+    LayerNorm,
+    Rotary,
+    Transformer,
+    TransformerConfig,
+    require_positive,
+    require_tokens,
+)
+
+FREQUENCIES = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(TransformerConfig):
+    """Sizes of a `DiT`. `vocab_size` includes the mask; `mask_id` is usually its last row."""
+
+    mask_id: int
+    cond_dim: int = 128
+    time_conditioning: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("cond_dim", self.cond_dim)
+        if not 0 <= self.mask_id < self.vocab_size:
+            raise ValueError(f"mask_id must be in [0, {self.vocab_size}), got {self.mask_id}")
+
+
+class SigmaEmbedding(nn.Module):
+    """Noise level [B] -> conditioning vector [B, cond_dim]."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        step = torch.arange(FREQUENCIES, device=sigma.device, dtype=torch.float32) / FREQUENCIES
+        angle = sigma.float()[:, None] * torch.exp(-math.log(10_000.0) * step)
+        waves = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        return F.silu(self.mlp(waves.to(self.mlp[0].weight.dtype)))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+def modulation(cond_dim: int, width: int) -> nn.Linear:
+    """Zero at the start, so that every block begins as the identity."""
+    layer = nn.Linear(cond_dim, width)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class DiTBlock(Block):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        self.adaLN_modulation = modulation(config.cond_dim, 6 * config.hidden_dim)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], c: Tensor) -> Tensor:
+        parts = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = parts
+        x = x + gate_msa * self.attend(modulate(self.norm1(x), shift_msa, scale_msa), rotary)
+        return x + gate_mlp * self.feed_forward(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class DiTOutput(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(config.hidden_dim)
+        self.linear = nn.Linear(config.hidden_dim, config.vocab_size)
+        self.adaLN_modulation = modulation(config.cond_dim, 2 * config.hidden_dim)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
+        return modulate(self.norm_final(x), shift, scale)
+
+
+class DiT(Transformer):
+    """Denoiser p(x0 | xt) of masked diffusion, the architecture and parameter names of MDLM.
+
+    Follows the `Denoiser` protocol. Logits are raw: the caller excludes `mask_id`, normalises, and
+    keeps the tokens that are not masked (SUBS). Deterministic in eval mode.
+    """
+
+    config: DiTConfig
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_embed = Embedding(config.vocab_size, config.hidden_dim)
+        self.sigma_map = SigmaEmbedding(config.cond_dim)
+        self.rotary_emb = Rotary(config.hidden_dim // config.n_heads)
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.n_blocks))
+        self.output_layer = DiTOutput(config)
+        nn.init.zeros_(self.output_layer.linear.bias)
+        self.tie_head()
+
+    @property
+    def mask_id(self) -> int:
+        return self.config.mask_id
+
+    def hidden(self, xt: Tensor, sigma: Tensor) -> Tensor:
+        """The input of the head.
+
+        Args:
+            xt: tokens [B, L], any L up to `length`, `mask_id` where unknown.
+            sigma: total noise [B], float. Ignored (taken as 0) without time conditioning.
+
+        Returns:
+            [B, L, D], after the final norm and modulation; `hidden @ weight.T + bias` are logits.
+        """
+        require_tokens(xt, "xt", self.length)
+        if not self.config.time_conditioning:
+            # The conditioning is then one constant, and batch 1 broadcasts.
+            sigma = torch.zeros(1, device=xt.device)
+        c = self.sigma_map(sigma)
+        rotary = self.rotary_emb(xt.shape[1])
+        x = self.vocab_embed(xt)
+        for block in self.blocks:
+            x = block(x, rotary, c)
+        return self.output_layer(x, c)
+
+    def logits(self, xt: Tensor, sigma: Tensor) -> Tensor:
+        """Raw logits [B, L, V] for tokens xt [B, L] at noise sigma [B]."""
+        return self.output_layer.linear(self.hidden(xt, sigma))
+
+    forward = logits

@@ -1,0 +1,165 @@
+"""Parts shared by the denoiser and the autoregressive model, with the parameter names of MDLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROTARY_BASE = 10_000.0
+TIED_HEAD = "output_layer.linear.weight"
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes every transformer here has.
+
+    `vocab_size` counts every row of the embedding, the mask included where the model has one;
+    `length` is the longest sequence, shorter ones work too.
+    """
+
+    vocab_size: int
+    length: int
+    hidden_dim: int = 768
+    n_blocks: int = 12
+    n_heads: int = 12
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "length", "hidden_dim", "n_blocks", "n_heads", "mlp_ratio"):
+            require_positive(name, getattr(self, name))
+        if self.hidden_dim % (2 * self.n_heads):
+            raise ValueError(
+                f"hidden_dim must be a multiple of 2 * n_heads = {2 * self.n_heads} "
+                f"(rotary halves), got {self.hidden_dim}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+def require_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def require_tokens(tokens: Tensor, name: str, length: int) -> None:
+    """`tokens` must be integers [n, l] with l <= length."""
+    if tokens.dim() != 2 or tokens.shape[1] > length or tokens.is_floating_point():
+        raise ValueError(
+            f"{name} must be integers with shape [n, at most {length}], "
+            f"got {tokens.dtype} {list(tokens.shape)}"
+        )
+
+
+class Embedding(nn.Module):
+    def __init__(self, vocab_size: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_dim))
+        nn.init.normal_(self.embedding, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.embedding)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a weight and no bias; statistics are float32 whatever the input is."""
+
+    def __init__(self, hidden_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), None, 1e-5)
+
+
+class Rotary(nn.Module):
+    """Rotary angles, half-split layout. `inv_freq` is saved because published weights hold it."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.register_buffer("inv_freq", ROTARY_BASE**-exponent)
+
+    def _apply(self, fn, recurse: bool = True):
+        # Stays float32 under `.to(bfloat16)`: with 8 bits, angles are off by radians near l = 500.
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != torch.float32 and not exact.is_meta:
+            self.inv_freq = exact.to(self.inv_freq.device, torch.float32)
+        return self
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each [length, 1, 1, head_dim / 2]: broadcasts over (q or k, head)."""
+        position = torch.arange(length, device=self.inv_freq.device, dtype=torch.float32)
+        angle = torch.outer(position, self.inv_freq)[:, None, None, :]
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def attention(qkv: Tensor, n_heads: int, rotary: tuple[Tensor, Tensor], causal: bool) -> Tensor:
+    """[B, L, 3 D], rows ordered (three, head, dim) -> [B, L, D]."""
+    qkv = qkv.unflatten(-1, (3, n_heads, -1))
+    cos, sin = (angle.to(qkv.dtype) for angle in rotary)
+    q, k = rotate(qkv[:, :, :2], cos, sin).transpose(1, 3).unbind(2)
+    v = qkv[:, :, 2].transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block without its residual wiring, which differs between models."""
+
+    causal = False
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.n_heads = config.n_heads
+        self.norm1 = LayerNorm(dim)
+        self.attn_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.mlp_ratio * dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.mlp_ratio * dim, dim),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        mixed = attention(self.attn_qkv(x), self.n_heads, rotary, self.causal)
+        return self.dropout(self.attn_out(mixed))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.mlp(x))
+
+
+class Transformer(nn.Module):
+    """What both models share: embedding, angles, blocks, final norm and head, optionally tied."""
+
+    config: TransformerConfig
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def length(self) -> int:
+        return self.config.length
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """(weight [V, D], bias [V]): `logits = hidden @ weight.T + bias`."""
+        return self.output_layer.linear.weight, self.output_layer.linear.bias
+
+    def tie_head(self) -> None:
+        """Make the head's weight the embedding itself, where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.output_layer.linear.weight = self.vocab_embed.embedding

@@ -1,0 +1,106 @@
+"""Byte-level BPE text <-> token ids, a thin layer over the `tokenizers` library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from tokenizers import Tokenizer as BPETokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN_MARK = "\u2588"
+
+
+class Tokenizer:
+    """Byte-level BPE whose `<|endoftext|>` ends documents and starts the autoregressive model.
+
+    Any text is encoded and decoded without loss: every byte is in the vocabulary.
+    """
+
+    def __init__(self, bpe: BPETokenizer) -> None:
+        bos_id = bpe.token_to_id(END_OF_TEXT)
+        if bos_id is None:
+            raise ValueError(f"the tokenizer must have the token {END_OF_TEXT}, it has none")
+        self._bpe = bpe
+        self.bos_id: int = bos_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens; ids are 0 .. vocab_size - 1. The mask of a denoiser is not one."""
+        return self._bpe.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._bpe.encode(text).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; one outside the vocabulary, such as the mask, shows as `\u2588`."""
+        known = range(self.vocab_size)
+        runs = groupby((int(i) for i in ids), key=lambda i: i in known)
+        # A run is decoded as a whole, since a character may be spread over several tokens.
+        return "".join(self._text(list(run), inside) for inside, run in runs)
+
+    def _text(self, ids: list[int], inside: bool) -> str:
+        if inside:
+            return self._bpe.decode(ids, skip_special_tokens=False)
+        return UNKNOWN_MARK * len(ids)
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file, complete or not at all."""
+        temporary = Path(f"{path}.tmp")
+        temporary.write_text(self._bpe.to_str(), encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Read a tokenizer.json, or a folder with one or with GPT-2's vocab.json and merges.txt.
+
+        Raises FileNotFoundError when there is none, ValueError when the file cannot be read.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if file.is_file():
+            try:
+                bpe = BPETokenizer.from_file(str(file))
+            except Exception as error:  # the library raises plain Exception
+                raise ValueError(f"{file} is not a tokenizer file: {error}") from error
+            return cls(bpe)
+        if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+            return cls.from_gpt2(path / "vocab.json", path / "merges.txt")
+        raise FileNotFoundError(
+            f"no tokenizer at {path}: looked for {file}, and for vocab.json with merges.txt"
+        )
+
+    @classmethod
+    def from_gpt2(cls, vocab_json: str | Path, merges_txt: str | Path) -> Tokenizer:
+        """GPT-2's own two files."""
+        for file in (vocab_json, merges_txt):
+            if not Path(file).is_file():
+                raise FileNotFoundError(f"no tokenizer file {file}")
+        bpe = _byte_level(models.BPE.from_file(str(vocab_json), str(merges_txt)))
+        bpe.add_special_tokens([END_OF_TEXT])
+        return cls(bpe)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn merges from texts; `<|endoftext|>` is id 0, the 256 bytes follow it."""
+        if vocab_size < 257:
+            raise ValueError(f"vocab_size must be >= 257 (256 bytes and one), got {vocab_size}")
+        bpe = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(texts, trainer)
+        return cls(bpe)
+
+
+def _byte_level(model: models.BPE) -> BPETokenizer:
+    bpe = BPETokenizer(model)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return bpe

@@ -1,0 +1,360 @@
+"""Train the denoiser or the autoregressive model on plain text files, on one CPU or GPU.
+
+A run folder holds config.json and model.safetensors (the averaged weights), tokenizer.json,
+recipe.json (everything needed to repeat the run, and its results), log.jsonl, loss.png and
+checkpoint/. Every file is complete or absent, and an interrupted run continues with `resume`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from edlm_engine.corpus import (
+    evaluation_windows,
+    read_text,
+    split_held_out,
+    text_files,
+    token_stream,
+    training_windows,
+)
+from edlm_engine.loaders import TOKENIZER, read_json, save_model, write_json
+from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.objectives import FINAL_DRAWS, LOSSES, held_out_loss
+from edlm_engine.run_log import append_log, cut_log, plot_losses
+from edlm_engine.tokenizer import Tokenizer
+from edlm_engine.train_config import (
+    FREE_ON_RESUME,
+    TrainConfig,
+    learning_rate,
+    require,
+    settings,
+)
+
+KINDS = tuple(LOSSES)
+RECIPE, CHECKPOINTS = "recipe.json", "checkpoint"
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: `finished` is False if a signal stopped it. `held_out_loss` is in nats."""
+
+    step: int
+    finished: bool
+    held_out_loss: float | None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    tokenizer: Tokenizer
+    train: Tensor
+    held_out: Tensor | None
+    facts: dict[str, Any]
+
+
+def train(kind: str, config: TrainConfig) -> Result:
+    """Train a "denoiser" (bound of masked diffusion) or an "ar" model into `config.out`.
+
+    Batches are a pure function of (seed, step): a run stopped by SIGINT or SIGTERM, or killed, and
+    continued with `resume=True` gives the weights of a run never stopped (to the bit on a CPU with
+    the same threads). Progress since the last checkpoint is lost only when killed outright.
+
+    Raises:
+        ValueError: a field out of range, or a resumed run whose settings differ.
+        FileNotFoundError: no data, or nothing to resume.
+        FileExistsError: `out` already holds a run and `resume` is False.
+        ImportError: accelerate is not installed.
+        RuntimeError: the loss is not finite; the last checkpoint stays.
+    """
+    require("kind", kind in KINDS, " or ".join(KINDS), kind)
+    latest = _checkpoint_to_resume(kind, config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    corpus = load_corpus(config)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    corpus.tokenizer.save(out / TOKENIZER)
+    run = Run(kind, config, corpus)
+    if latest is not None:
+        run.restore(latest)
+    with _stop_signals() as stop:
+        run.advance(stop)
+    return run.finish()
+
+
+def _checkpoint_to_resume(kind: str, config: TrainConfig) -> Path | None:
+    latest = max((Path(config.out) / CHECKPOINTS).glob("step-*"), default=None)
+    if latest is None and config.resume:
+        raise FileNotFoundError(f"nothing to resume: no checkpoint in {config.out}")
+    if latest is not None and not config.resume:
+        raise FileExistsError(f"{config.out} already holds a run: resume it, or choose another out")
+    if latest is not None:
+        recipe = read_json(latest / RECIPE)
+        stored, now = recipe["config"] | {"kind": recipe["kind"]}, settings(config)
+        _require_same(stored, now | {"kind": kind})
+    return latest
+
+
+def _require_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [
+        f"{name} {stored.get(name)!r} -> {value!r}"
+        for name, value in now.items()
+        if name not in FREE_ON_RESUME and value != stored.get(name)
+    ]
+    if changed:
+        raise ValueError(f"a resumed run must keep its settings, changed: {', '.join(changed)}")
+
+
+def load_corpus(config: TrainConfig) -> Corpus:
+    """Read, split and tokenise the data."""
+    train_files, held_out_files = split_held_out(text_files(config.data), config.held_out)
+    require("held_out", len(train_files) > 0, "leaving files to train on", config.held_out)
+    texts = [read_text(file, config.unwrap) for file in train_files]
+    held_out_texts = [read_text(file, config.unwrap) for file in held_out_files]
+    kept = Path(config.out) / TOKENIZER
+    if config.resume and kept.is_file():
+        tokenizer = Tokenizer.from_file(kept)
+    elif config.tokenizer is not None:
+        tokenizer = Tokenizer.from_file(config.tokenizer)
+    else:
+        tokenizer = Tokenizer.train(texts, config.vocab_size)
+    stream = token_stream(texts, tokenizer)
+    held_out = token_stream(held_out_texts, tokenizer) if held_out_texts else None
+    facts = {
+        "training_files": len(train_files),
+        "held_out_files": [file.name for file in held_out_files],
+        "training_tokens": len(stream),
+        "held_out_tokens": 0 if held_out is None else len(held_out),
+        "held_out_characters": sum(map(len, held_out_texts)),
+    }
+    return Corpus(tokenizer, stream, held_out, facts)
+
+
+def build_model(kind: str, config: TrainConfig, tokenizer: Tokenizer) -> torch.nn.Module:
+    """A fresh model from `config.seed`. The mask of a denoiser is one row after the vocabulary."""
+    sizes = {
+        "length": config.length,
+        "hidden_dim": config.hidden_dim,
+        "n_blocks": config.blocks,
+        "n_heads": config.heads,
+        "dropout": config.dropout,
+        "tie_word_embeddings": True,
+    }
+    vocab = tokenizer.vocab_size
+    torch.manual_seed(config.seed)
+    if kind == "ar":
+        return AutoregressiveTransformer(
+            ARConfig(vocab_size=vocab, bos_id=tokenizer.bos_id, **sizes)
+        )
+    return DiT(DiTConfig(vocab_size=vocab + 1, mask_id=vocab, cond_dim=config.cond_dim, **sizes))
+
+
+def build_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    decay = {"lr": config.lr, "weight_decay": config.weight_decay}
+    blocks = [p for name, p in model.named_parameters() if _is_block_matrix(name, p)]
+    if config.optimizer == "adamw":
+        return [torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True, **decay)]
+    rest = [p for name, p in model.named_parameters() if not _is_block_matrix(name, p)]
+    return [
+        # This scaling gives Muon's step the size of AdamW's, so that one learning rate serves both.
+        torch.optim.Muon(blocks, adjust_lr_fn="match_rms_adamw", **decay),
+        torch.optim.AdamW(rest, betas=(0.9, 0.95), fused=True, **decay),
+    ]
+
+
+def _is_block_matrix(name: str, parameter: Tensor) -> bool:
+    return name.startswith("blocks.") and parameter.dim() == 2 and "adaLN" not in name
+
+
+class Run:
+    """The state of one training run and the few things done with it."""
+
+    def __init__(self, kind: str, config: TrainConfig, corpus: Corpus) -> None:
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise ImportError("training needs: pip install 'edlm_engine[training]'") from error
+        # It tells of each file of a checkpoint, in the middle of the progress bar.
+        logging.getLogger("accelerate").setLevel(logging.WARNING)
+        self.kind, self.config, self.corpus = kind, config, corpus
+        self.out = Path(config.out)
+        self.step, self.seconds = 0, 0.0
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            cpu=not torch.cuda.is_available(),
+        )
+        if self.accelerator.num_processes > 1:
+            raise RuntimeError("training runs in one process, got several from the launcher")
+        model = build_model(kind, config, corpus.tokenizer).to(self.accelerator.device)
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self.hidden = torch.compile(model.hidden) if config.compile else model.hidden
+        self.model = self.accelerator.prepare(model)
+        self.optimizers = [
+            self.accelerator.prepare(optimizer) for optimizer in build_optimizers(model, config)
+        ]
+        self.accelerator.register_for_checkpointing(self.average)
+
+    def advance(self, stop: list[int]) -> None:
+        """Train to the last step, or until `stop` holds a signal; ends on a checkpoint."""
+        config = self.config
+        recent: list[float] = []
+        bar = tqdm(total=config.steps, initial=self.step, desc=self.kind, mininterval=2.0)
+        clock = time.monotonic()
+        while self.step < config.steps and not stop:
+            lr = learning_rate(config, self.step)
+            recent.append(self.update(lr))
+            bar.update()
+            now = time.monotonic()
+            self.seconds, clock = self.seconds + now - clock, now
+            if self.step % LOG_EVERY == 0 or self.step == config.steps:
+                loss = sum(recent) / len(recent)
+                recent.clear()
+                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}")
+                self.log(loss=loss, lr=lr)
+            if self.step == config.steps:
+                break
+            if self.step % config.eval_every == 0 and self.corpus.held_out is not None:
+                self.log(held_out_loss=self.evaluate(config.eval_windows, draws=1))
+            if self.step % config.checkpoint_every == 0:
+                self.checkpoint()
+        bar.close()
+        self.checkpoint()
+
+    def update(self, lr: float) -> float:
+        """One optimiser step; returns the loss in nats per token."""
+        config = self.config
+        x0 = training_windows(
+            self.corpus.train, config.length, config.batch_size, self.step, config.seed
+        ).to(self.accelerator.device)
+        # One generator per step: noise is addressed by (seed, step), as the windows are.
+        random = torch.Generator().manual_seed((config.seed << 32) + self.step)
+        with self.accelerator.autocast():
+            loss = LOSSES[self.kind](self.model, x0, random, self.hidden)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RuntimeError(f"loss is {value} at step {self.step}: lower the lr")
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        return value
+
+    def evaluate(self, windows: int, draws: int) -> float:
+        """Held-out loss of the averaged weights, on the same windows and noise every time."""
+        x0 = evaluation_windows(self.corpus.held_out, self.config.length, windows)
+        with self.accelerator.autocast():
+            return held_out_loss(
+                self.kind, self.average.module, x0.to(self.accelerator.device), draws=draws
+            )
+
+    def log(self, **numbers: float) -> None:
+        append_log(self.out, step=self.step, seconds=round(self.seconds, 1), **numbers)
+
+    def checkpoint(self) -> None:
+        """Save everything needed to continue, then the averaged model, recipe and plot."""
+        folder = self.out / CHECKPOINTS
+        temporary, final = folder / "unfinished", folder / f"step-{self.step:08d}"
+        if not final.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.accelerator.save_state(str(temporary), safe_serialization=False)
+            write_json(temporary / RECIPE, self.recipe(None))
+            os.replace(temporary, final)
+        for old in folder.glob("step-*"):
+            if old != final:
+                shutil.rmtree(old)
+        self.export()
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint; the log forgets what came after it."""
+        recipe = read_json(checkpoint / RECIPE)
+        _require_same(recipe, self.corpus.facts)
+        self.accelerator.load_state(str(checkpoint))
+        self.step, self.seconds = recipe["steps_done"], recipe["training_seconds"]
+        cut_log(self.out, self.step)
+
+    def export(self, held_out: dict[str, Any] | None = None) -> None:
+        save_model(self.average.module, self.out)
+        write_json(self.out / RECIPE, self.recipe(held_out))
+        plot_losses(self.out)
+
+    def recipe(self, held_out: dict[str, Any] | None) -> dict[str, Any]:
+        config = self.config
+        return {
+            "kind": self.kind,
+            "steps_done": self.step,
+            "finished": self.step >= config.steps,
+            "held_out": held_out,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "tokens_seen": self.step * config.batch_size * config.length,
+            "training_seconds": round(self.seconds, 1),
+            "processor": processor_name(self.accelerator.device),
+            "torch": torch.__version__,
+            **self.corpus.facts,
+            "config": settings(config),
+        }
+
+    def finish(self) -> Result:
+        """The final held-out loss, if the run is complete and there is held-out text."""
+        finished = self.step >= self.config.steps
+        if not finished or self.corpus.held_out is None:
+            return Result(self.step, finished, None)
+        loss = self.evaluate(self.config.final_windows, FINAL_DRAWS)
+        self.log(held_out_loss=loss)
+        self.export({"nats_per_token": round(loss, 4), "windows": self.config.final_windows})
+        return Result(self.step, True, loss)
+
+
+def processor_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+    name = names[0].split(":", 1)[1].strip() if names else platform.processor()
+    return f"{name}, {torch.get_num_threads()} thread(s)"
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that receives SIGINT or SIGTERM; a second signal of the kind acts as usual.
+
+    Outside the main thread Python allows no handlers, and the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def receive(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
