@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import subprocess
 import sys
 import typing
 from pathlib import Path
@@ -54,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true")
     evaluate.add_argument("--progress", action="store_true")
     evaluate.set_defaults(run=_evaluate)
+
+    bench = commands.add_parser("bench", help="latency report, from a checkout of the project")
+    bench.add_argument("--report", type=Path, default=Path("bench/results/latest"), metavar="DIR")
+    bench.add_argument("-k", dest="expression", help="pytest's -k: only some of the suites")
+    bench.set_defaults(run=_bench)
 
     info = commands.add_parser("info", help="versions, processor, backends, bundled model")
     info.add_argument("--json", action="store_true")
@@ -188,6 +194,32 @@ def _evaluate(args: argparse.Namespace) -> None:
         progress=args.progress,
     )
     print(json.dumps(comparison.to_json()) if args.json else table(comparison))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "bench" / "report.py").is_file():
+        raise FileNotFoundError(f"no benchmark suites in {root}: run this from a checkout")
+    args.report.mkdir(parents=True, exist_ok=True)
+    results = args.report.resolve() / "results.json"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench",
+        "--benchmark-only",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += [f"--benchmark-json={results}"]
+    if args.expression:
+        command += ["-k", args.expression]
+    if subprocess.run(command, cwd=root).returncode:
+        raise RuntimeError("a benchmark failed; no report was written")
+    sys.path.insert(0, str(root))
+    from bench.report import write_report
+
+    print(write_report(results, args.report))
 
 
 def _info(args: argparse.Namespace) -> None:

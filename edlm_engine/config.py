@@ -1,0 +1,80 @@
+"""The options of one generation."""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How to sample. Checked at construction: ValueError, or TypeError for a wrong type.
+
+    steps: N, the number of evenly spaced time steps; None is continuous time, one position at a
+        time (first-hitting sampler).
+    num_candidates: K complete sequences drawn per energy step; 1 is plain MDLM.
+    window: the energy is used at times t in [1 - window, 1], nowhere if 0; or at t in [low, high],
+        given as a pair. A transition from t_{i-1} to t_i counts as t_{i-1}.
+    temperature, top_p: of the denoiser's distribution; `log_q` is the log-probability under the
+        distribution so changed.
+    energy_temperature: candidates are chosen with probability softmax(-energy / it).
+    batch_invariant: evaluate every model on one sequence at a time and on one CPU thread, so that
+        a sequence repeats token for token in any batch; slower.
+    final: how positions still masked at t_N are filled: by a draw, or by the most probable token.
+        Continuous time leaves none.
+    length: positions per sequence; None is the denoiser's own length.
+    """
+
+    steps: int | None = 128
+    num_candidates: int = 8
+    window: float | tuple[float, float] = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    energy_temperature: float = 1.0
+    batch_invariant: bool = False
+    final: Literal["sample", "argmax"] = "sample"
+    length: int | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "num_candidates", "length"):
+            value = getattr(self, name)
+            if value is not None or name == "num_candidates":
+                _check_type(name, value, int)
+                _check(value >= 1, name, ">= 1", value)
+        for name in ("temperature", "energy_temperature"):
+            value = getattr(self, name)
+            _check_type(name, value, Real)
+            _check(value > 0 and math.isfinite(value), name, "finite and > 0", value)
+        _check_type("top_p", self.top_p, Real)
+        _check(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
+        _check(self.final in ("sample", "argmax"), "final", '"sample" or "argmax"', self.final)
+        _check_type("batch_invariant", self.batch_invariant, bool)
+        self._check_window()
+
+    @property
+    def energy_times(self) -> tuple[float, float] | None:
+        """(low, high): the times at which an energy is used; None if at none."""
+        if isinstance(self.window, Real):
+            return (1 - self.window, 1.0) if self.window > 0 else None
+        return tuple(self.window)
+
+    def _check_window(self):
+        if isinstance(self.window, Real):
+            _check(0 <= self.window <= 1, "window", "in [0, 1]", self.window)
+            return
+        if not (isinstance(self.window, (tuple, list)) and len(self.window) == 2):
+            raise TypeError(f"window must be a number or a pair (low, high), got {self.window!r}")
+        for value in self.window:
+            _check_type("window", value, Real)
+        low, high = self.window
+        _check(0 <= low <= high <= 1, "window", "(low, high), 0 <= low <= high <= 1", self.window)
+
+
+def _check(good: bool, name: str, rule: str, value: object) -> None:
+    if not good:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")

@@ -1,0 +1,175 @@
+"""The reveal plan: which positions each step reveals, decided before any model runs.
+
+What a step reveals does not depend on the tokens (absorbing diffusion), so one uniform per position
+fixes the whole schedule. Everything here lives on the host: the loop that follows a plan knows the
+number of model calls and every shape beforehand, and never waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edlm_engine import ops
+from edlm_engine.reference import uniform
+
+# What a random stream is for: the coordinate that follows the seed in its address.
+REVEAL, CANDIDATES, RESAMPLE = range(3)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration of the loop: one step of each of n sequences, each at its own time.
+
+    Sequences that use the energy come first; those that fill what is left at t_N without it, last.
+    Positions are flat indices into [n, L], ascending: sequences that use the energy draw all their
+    masked positions, the others only those revealed now.
+    """
+
+    rows: Tensor  # [n] int64: place in the batch
+    numbers: Tensor  # [n] int64: the sequence's own step number, part of its random addresses
+    times: Tensor  # [n] float64
+    draws: Tensor  # [R] int64
+    reveals: Tensor  # [P] int64
+    energy_index: Tensor  # [E] int64: how many energy steps the first E sequences had before
+    energy_draws: int  # how many of `draws` belong to the first E sequences
+    energy_reveals: int  # how many of `reveals` do
+    fill_draws: int  # how many of `draws`, the last ones, belong to the last sequences
+
+    def to(self, device: torch.device) -> Step:
+        """The same step with its tensors on a device."""
+        moved = {
+            name: copy_to(device, value) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return Step(**moved)
+
+
+@dataclass(frozen=True)
+class RevealPlan:
+    """Every sequence's own active steps, in order; J is the most that any sequence has.
+
+    Steps that reveal nothing do not appear. Steps are numbered from 1; in discrete time N + 1 is
+    the fill of what is left at t_N, in continuous time a step reveals one position.
+    """
+
+    revealed_in: np.ndarray  # [B, L]: step number, 0 for a position that was never masked
+    numbers: np.ndarray  # [B, J]: active step numbers, 0 after the last
+    times: np.ndarray  # [B, J] float64
+    uses_energy: np.ndarray  # [B, J] bool
+    last_fill: int  # N + 1, or -1 in continuous time
+
+    @property
+    def iterations(self) -> int:
+        """J: iteration j is every sequence's own j-th active step."""
+        return self.numbers.shape[1]
+
+    @property
+    def nfe(self) -> np.ndarray:
+        """[B] denoiser evaluations of each sequence."""
+        return (self.numbers > 0).sum(axis=1)
+
+    @property
+    def energy_steps(self) -> np.ndarray:
+        """[B] steps of each sequence that use the energy."""
+        return self.uses_energy.sum(axis=1)
+
+    @cached_property
+    def _energy_index(self) -> np.ndarray:
+        return np.cumsum(self.uses_energy, axis=1) - self.uses_energy
+
+    def steps(self, j: int, one_by_one: bool = False) -> Iterator[Step]:
+        """Iteration j as one step of all sequences that have one, or as a step of each in turn."""
+        rows = np.flatnonzero(self.numbers[:, j])
+        order = np.where(self.numbers[rows, j] == self.last_fill, 2, 1)
+        order[self.uses_energy[rows, j]] = 0
+        rows = rows[np.argsort(order, kind="stable")]
+        for part in np.split(rows, len(rows)) if one_by_one else (rows,):
+            yield self._step(part, j)
+
+    def _step(self, rows: np.ndarray, j: int) -> Step:
+        numbers = self.numbers[rows, j]
+        uses_energy = self.uses_energy[rows, j]
+        fills = (numbers == self.last_fill) & ~uses_energy
+        revealed_in = self.revealed_in[rows]
+        revealed = revealed_in == numbers[:, None]
+        drawn = revealed | (uses_energy[:, None] & (revealed_in > numbers[:, None]))
+        return Step(
+            rows=torch.from_numpy(rows),
+            numbers=torch.from_numpy(numbers),
+            times=torch.from_numpy(self.times[rows, j]),
+            draws=torch.from_numpy(np.flatnonzero(drawn)),
+            reveals=torch.from_numpy(np.flatnonzero(revealed)),
+            energy_index=torch.from_numpy(self._energy_index[rows[uses_energy], j]),
+            energy_draws=int(drawn[uses_energy].sum()),
+            energy_reveals=int(revealed[uses_energy].sum()),
+            fill_draws=int(drawn[fills].sum()),
+        )
+
+
+def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """A host tensor on a device; only a copy from pinned memory does not wait for the device."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def plan_reveals(
+    seeds: Tensor,
+    masked: Tensor,
+    schedule,
+    steps: int | None,
+    energy_times: tuple[float, float] | None = None,
+    energy_at_fill: bool = True,
+) -> RevealPlan:
+    """Plan a generation from seeds [B] int64 and the masked positions [B, L] bool, both on the CPU.
+
+    Discrete time (`steps` = N) is the exact ancestral process: position l of a sequence with
+    uniform u is revealed in the step i with mask_prob(t_i) <= u < mask_prob(t_{i-1}). Continuous
+    time (`steps` = None) reveals positions one by one in the order of falling u, each at the time t
+    with mask_prob(t) = u (first-hitting sampler, Zheng et al. 2024). A step uses the energy if its
+    time, t_{i-1} of a transition to t_i, lies in `energy_times` (inclusive; None: never).
+    """
+    masked = masked.numpy()
+    keys = ops.stream_keys(seeds, REVEAL)
+    if steps is None:
+        revealed_in, step_times = _continuous(keys, masked, schedule)
+    else:
+        times = schedule.times(steps)
+        revealed_in = ops.reveal_steps(keys, masked.shape[1], schedule.mask_prob(times)).numpy()
+        revealed_in = np.where(masked, revealed_in, 0)
+        step_times = np.broadcast_to(times.numpy(), (len(masked), steps + 1))
+    numbers = _active_steps(revealed_in)
+    times = np.take_along_axis(step_times, np.maximum(numbers - 1, 0), axis=1)
+    last_fill = -1 if steps is None else steps + 1
+    low, high = energy_times or (np.inf, -np.inf)
+    uses_energy = (numbers > 0) & (low <= times) & (times <= high)
+    if not energy_at_fill:
+        uses_energy &= numbers != last_fill
+    return RevealPlan(revealed_in, numbers, times, uses_energy, last_fill)
+
+
+def _continuous(keys: Tensor, masked: np.ndarray, schedule) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each position by falling u, from 1, and the time of each rank: both [B, L]."""
+    length = masked.shape[1]
+    u = uniform(ops.stream_keys(keys[:, None], torch.arange(length))).numpy()
+    order = np.argsort(np.where(masked, -u, np.inf), axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(1, length + 1)[None], axis=1)
+    times = schedule.time_of(torch.from_numpy(np.take_along_axis(u, order, axis=1))).numpy()
+    return np.where(masked, ranks, 0), times
+
+
+def _active_steps(revealed_in: np.ndarray) -> np.ndarray:
+    """[B, J]: the distinct step numbers of each row, ascending, then 0."""
+    ordered = np.sort(revealed_in, axis=1)
+    first = np.diff(ordered, axis=1, prepend=0) > 0
+    counts = first.sum(axis=1)
+    numbers = np.zeros((len(ordered), counts.max(initial=0)), dtype=np.int64)
+    numbers[np.arange(numbers.shape[1]) < counts[:, None]] = ordered[first]
+    return numbers

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+from enumeration import TinyDenoiser, completions
+from tiny_models import TableAR
+
+from edlm_engine import ARResidualEnergy
+from edlm_engine.energy import on_grid, sequence_log_probs
+from edlm_engine.models import ARConfig, AutoregressiveTransformer
+
+MASK = 2
+
+
+def some_candidates(batch=3, candidates=4, length=4, seed=0):
+    """xt with masks and x0 [B, K, L] that completes it; tokens 0, 1 and 3, mask 2."""
+    generator = torch.Generator().manual_seed(seed)
+    xt = torch.randint(4, (batch, length), generator=generator)
+    xt[0, :2] = MASK
+    tokens = torch.tensor([0, 1, 3])
+    fill = tokens[torch.randint(3, (batch, candidates, length), generator=generator)]
+    x0 = torch.where((xt == MASK)[:, None], fill, xt[:, None])
+    return x0, xt, torch.randn(batch, candidates, generator=generator)
+
+
+@pytest.mark.parametrize("carry_over", [False, True])
+@pytest.mark.parametrize("first_position", [0, 1])
+@pytest.mark.parametrize("max_tokens", [1, 9, 16_384])
+def test_equation_9_by_hand(carry_over, first_position, max_tokens):
+    ar = TableAR(4, 4, first_position=first_position, forbidden_id=MASK)
+    x0, xt, log_q = some_candidates()
+    energy = ARResidualEnergy(ar, carry_over, max_tokens=max_tokens)
+    got = energy(x0, xt, log_q, torch.ones(3))
+    assert got.dtype == torch.float32 and got.shape == (3, 4)
+    for b in range(3):
+        scored = torch.arange(4) >= first_position
+        if carry_over:
+            scored &= xt[b] == MASK
+        for k in range(4):
+            log_p = ar.log_probs(x0[b, k].tolist())[scored.numpy()].sum()
+            assert abs(got[b, k] - (log_q[b, k] - log_p)) < 1e-5
+
+
+def test_low_energy_is_likely_text():
+    """Summed over all completions, exp(log_q - E) is p_AR of the known part: the sign and scale."""
+    ar = TableAR(4, 3, forbidden_id=MASK)
+    tiny = TinyDenoiser(vocab=4, length=3, mask_id=MASK)
+    x0 = torch.tensor(completions(tiny, (MASK, MASK, MASK)))[None]
+    log_q = torch.randn(1, x0.shape[1], generator=torch.Generator().manual_seed(0))
+    xt = torch.full((1, 3), MASK)
+    energies = ARResidualEnergy(ar)(x0, xt, log_q, torch.ones(1))
+    assert abs(torch.logsumexp(log_q - energies, 1)) < 1e-5
+
+
+def test_impossible_candidates_get_infinity():
+    ar = TableAR(4, 4, forbidden_id=3)
+    x0, xt, log_q = some_candidates()
+    got = ARResidualEnergy(ar)(x0, xt, log_q, torch.ones(3))
+    holds = (x0 == 3).any(dim=2)
+    assert holds.any() and not holds.all()
+    assert (got[holds] == math.inf).all() and got[~holds].isfinite().all()
+
+
+def test_a_transformer_scores_as_its_logits_do():
+    torch.manual_seed(0)
+    for bos_id in (0, None):
+        config = ARConfig(
+            vocab_size=30, length=8, hidden_dim=16, n_blocks=2, n_heads=2, bos_id=bos_id
+        )
+        model = AutoregressiveTransformer(config).eval()
+        torch.nn.init.normal_(model.output_layer.linear.weight)
+        tokens = torch.randint(30, (5, 8))
+        with torch.inference_mode():
+            log_probs = model.logits(tokens).double().log_softmax(-1)
+            first = model.first_position
+            each = log_probs.gather(-1, tokens[..., None])[:, first:, 0]
+            got = sequence_log_probs(model, tokens, max_tokens=16)
+        assert torch.allclose(got, each.sum(1), rtol=0, atol=1e-4)
+
+
+def test_sums_do_not_depend_on_the_order():
+    values = -torch.rand(4096, generator=torch.Generator().manual_seed(0)) * 30
+    exact = on_grid(values)
+    assert (exact - values.double()).abs().max() <= 2.0**-31
+    order = torch.randperm(4096, generator=torch.Generator().manual_seed(1))
+    assert exact.sum() == exact[order].sum() == exact[order].cumsum(0)[-1]
+    special = on_grid(torch.tensor([-math.inf, math.nan]))
+    assert special[0] == -math.inf and special[1].isnan()
+
+
+def test_bad_max_tokens():
+    with pytest.raises(ValueError, match="max_tokens must be >= 1, got 0"):
+        ARResidualEnergy(TableAR(4, 4), max_tokens=0)
