@@ -4,6 +4,7 @@ The released sampler is restated from its published description, faults included
 comparison, and the many-tail test, are about.
 """
 
+import functools
 import itertools
 
 import torch
@@ -104,3 +105,34 @@ def _released_choice(ar, probs: Tensor, num_candidates: int, vocab: int) -> Tens
     choice = torch.softmax(log_weights, dim=0).T.multinomial(1)[:, 0]
     chosen = x0.view(num_candidates, batch, length)[choice, torch.arange(batch)]
     return torch.nn.functional.one_hot(chosen, vocab).to(probs.dtype)
+
+
+@functools.cache
+def _gpt2(size_name: str, dtype: torch.dtype):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from bench.models import SIZES
+
+    size = SIZES[size_name]
+    config = GPT2Config(
+        vocab_size=size.vocab,
+        n_positions=size.length + 1,
+        n_embd=size.hidden_dim,
+        n_layer=size.blocks,
+        n_head=size.heads,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(config).eval().to(dtype), size.length
+
+
+@torch.inference_mode()
+def ar_sampling(size_name: str, dtype: torch.dtype, batch_size: int) -> Tensor:
+    """A GPT-2 of the same size, random weights, sampled left to right by transformers."""
+    model, length = _gpt2(size_name, dtype)
+    start = torch.zeros(batch_size, 1, dtype=torch.int64)
+    return model.generate(
+        start, do_sample=True, top_k=0, max_new_tokens=length, min_new_tokens=length
+    )

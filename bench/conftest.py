@@ -12,10 +12,10 @@ from edlm_engine import _C
 def measure(benchmark):
     """measure(f, name, rows): time ``f`` as ``name``; ``rows`` makes unlike sizes comparable."""
 
-    def run(function, name, *, rows=1, group=None, rounds=9, **extra):
+    def run(function, name, *, rows=1, group=None, rounds=9, warmup=2, **extra):
         benchmark.group = group or benchmark.group
         benchmark.extra_info |= {"name": name, "rows": rows, **extra}
-        return benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=2)
+        return benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=warmup)
 
     return run
 

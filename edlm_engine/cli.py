@@ -202,15 +202,7 @@ def _bench(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no benchmark suites in {root}: run this from a checkout")
     args.report.mkdir(parents=True, exist_ok=True)
     results = args.report.resolve() / "results.json"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "bench",
-        "--benchmark-only",
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only"]
     command += [f"--benchmark-json={results}"]
     if args.expression:
         command += ["-k", args.expression]

@@ -48,7 +48,10 @@ def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
             raise ValueError(f"{what} must be int64 or an int, got {x.dtype} {list(x.shape)}")
     seeds, *coordinates = torch.broadcast_tensors(
         *(
-            x if isinstance(x, Tensor) else torch.tensor(_signed(x), device=device)
+            x
+            if isinstance(x, Tensor)
+            # Unlike torch.tensor, a fill does not wait for a CUDA device.
+            else torch.full((), _signed(x), dtype=torch.int64, device=device)
             for x in (seeds, *coordinates)
         )
     )

@@ -1,0 +1,132 @@
+"""Whole generations: by phase, against other ways to sample, and as work grows."""
+
+import functools
+
+import pytest
+import torch
+
+from bench import baselines
+from bench.models import pair
+from bench.phases import PhaseTimer, peak_memory
+from edlm_engine import ARResidualEnergy, Engine, GenerationConfig
+
+BF16 = torch.bfloat16
+
+
+@functools.cache
+def engine_of(size: str, dtype=BF16) -> Engine:
+    denoiser, ar = pair(size, dtype)
+    return Engine(denoiser, ARResidualEnergy(ar))
+
+
+def run_engine(measure, size, group, name, *, batch=1, rounds=3, dtype=BF16, **options):
+    """Times one generation, then once more by phase and for its peak memory."""
+    engine = engine_of(size, dtype)
+    config = GenerationConfig(**options)
+    out = measure(
+        lambda: engine.generate(batch, config=config, seed=0),
+        name,
+        group=group,
+        rounds=rounds,
+        warmup=1,
+    )
+    with PhaseTimer(engine) as phases:
+        engine.generate(batch, config=config, seed=0)
+    with peak_memory() as peak:
+        engine.generate(batch, config=config, seed=0)
+    ess = out.ess[~out.ess.isnan()]
+    return {
+        "size": size,
+        "batch": batch,
+        **options,
+        "dtype": str(dtype),
+        "nfe": out.nfe.float().mean().item(),
+        "energy_evaluations": out.energy_evaluations.float().mean().item(),
+        "ess": ess.mean().item() if len(ess) else None,
+        "phases": dict(phases),
+        "peak_bytes": peak[0],
+    }
+
+
+# (size, steps): enough steps that each does typical work, few enough to finish.
+PHASE_SIZES = {"bundled": 64, "text8": 32, "paper": 8}
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 8])
+@pytest.mark.parametrize("size", PHASE_SIZES)
+def bench_phases(measure, benchmark, size, candidates):
+    steps = PHASE_SIZES[size]
+    if size == "paper" and candidates == 8:
+        candidates = 4
+    benchmark.extra_info |= run_engine(
+        measure,
+        size,
+        f"phases: {size}, {steps} steps, batch 1",
+        f"K={candidates}",
+        rounds=1 if size == "paper" else 3,
+        steps=steps,
+        num_candidates=candidates,
+    )
+
+
+# The rows of the performance budget: batch, K, window.
+RELEASED = [(1, 2, 1.0), (4, 2, 0.2)]
+
+
+@pytest.mark.parametrize("who", ["edlm_engine", "released algorithm"])
+@pytest.mark.parametrize(("batch", "candidates", "window"), RELEASED)
+def bench_against_released(measure, benchmark, batch, candidates, window, who):
+    """Paper size (12 x 768, L = 1024, V = 50258), equal steps, K, window and dtype."""
+    options = {"steps": 16, "num_candidates": candidates, "window": window}
+    group = f"paper size, 16 steps, batch {batch}, K={candidates}, window {window}"
+    if who == "edlm_engine":
+        benchmark.extra_info |= run_engine(
+            measure, "paper", group, who, batch=batch, rounds=1, **options
+        )
+        return
+    run = functools.partial(
+        baselines.released_edlm, *pair("paper", BF16), batch_size=batch, length=1024, **options
+    )
+    measure(run, who, group=group, rounds=1, warmup=0)
+
+
+PLAIN = {
+    "edlm_engine, plain MDLM": lambda: engine_of("paper").generate(
+        config=GenerationConfig(steps=16, num_candidates=1)
+    ),
+    "released race, plain MDLM": lambda: baselines.released_edlm(
+        *pair("paper", BF16), batch_size=1, length=1024, steps=16
+    ),
+    "AR sampling with KV cache": lambda: baselines.ar_sampling("paper", BF16, batch_size=1),
+}
+
+
+@pytest.mark.parametrize("who", PLAIN)
+def bench_plain(measure, who):
+    """One sequence of 1024 tokens without an energy; AR sampling takes 1024 steps."""
+    measure(PLAIN[who], who, group="paper size, plain sampling, batch 1", rounds=1, warmup=0)
+
+
+SCALING = {
+    "K": [{"num_candidates": k} for k in (1, 2, 4, 8, 16, 32, 64)],
+    "batch": [{"batch": b} for b in (1, 2, 4, 8, 16, 32, 64)],
+    "steps": [{"steps": n} for n in (16, 64, 256, 1024, 4096)],
+    "length": [{"length": n} for n in (16, 32, 64, 128)],
+    "window": [{"window": w} for w in (0.0, 0.2, 0.5, 1.0)],
+}
+
+
+@pytest.mark.parametrize(
+    ("axis", "point"), [(axis, point) for axis, points in SCALING.items() for point in points]
+)
+def bench_scaling(measure, benchmark, axis, point):
+    """The bundled model as one thing grows."""
+    options = {"steps": 32, "num_candidates": 4, "window": 1.0} | point
+    benchmark.extra_info |= {"axis": axis, "value": next(iter(point.values()))} | run_engine(
+        measure,
+        "bundled",
+        f"scaling with {axis}",
+        f"{axis}={next(iter(point.values()))}",
+        rounds=2,
+        **options,
+    )
