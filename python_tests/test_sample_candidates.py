@@ -165,6 +165,16 @@ def test_far_apart_chunks(device):
         assert g_test(tokens[0].cpu(), reference.log_softmax(logits)[0].exp()) > P_VALUE
 
 
+def test_a_chunk_without_tokens_has_no_say(device):
+    """Far below the empty first half, which must not set the scale of the row."""
+    logits = torch.full((2, 6000), -torch.inf)
+    logits[:, 3000:] = random_logits(2, 3000) - 1000
+    tokens, log_q = ops.sample_candidates(logits.to(device), keys_for(2, device), 50)
+    assert (tokens >= 3000).all()
+    exact = reference.log_softmax(logits).gather(1, tokens.cpu())
+    assert (log_q.cpu() - exact).abs().max() < 1e-4
+
+
 def test_top_p_keeps_ties_and_the_first_token(device):
     logits = torch.tensor([[0.0, 2.0, 2.0, -1.0], [5.0, 0.0, 0.0, 0.0]]).to(device)
     tokens, log_q = ops.sample_candidates(logits, keys_for(2, device), 200, top_p=0.3)

@@ -5,7 +5,6 @@
 #include <limits>
 #include <vector>
 
-#include "edlm/philox.h"
 #include "edlm/row_sampling.h"
 
 namespace edlm::cpu {
@@ -28,8 +27,7 @@ Status resample(const ResampleArgs& args, int64_t begin, int64_t end) {
       sum += weights[k];
       sum_squares += weights[k] * weights[k];
     }
-    const double u = uniform(random_bits(uint64_t(args.keys[b]), 0, 0, Purpose::kResample));
-    args.choice[b] = pick(weights.data(), candidates, sum, u).index;
+    args.choice[b] = pick(weights.data(), candidates, sum, resample_uniform(args.keys[b])).index;
     args.ess[b] = float(sum * sum / sum_squares);
     args.log_mean_weight[b] = float(double(max) + std::log(sum / double(candidates)));
   }

@@ -171,7 +171,8 @@ void sum_row(const Row& row, const RowSums& sums) {
       shift = top;
       sum_chunk<kCells>(logits, padded, shift, scale, cell_sum, sums.chunk_sum + chunk);
     }
-    sums.chunk_reference[chunk] = shift;
+    // A chunk without a token has no say in the row's reference.
+    sums.chunk_reference[chunk] = top == kMinusInf ? kMinusInf : shift;
     reference = top > reference ? top : reference;
   }
 }

@@ -5,16 +5,10 @@
 #include <cmath>
 #include <vector>
 
-#include "edlm/philox.h"
 #include "row_pass.h"
 
 namespace edlm::cpu {
 namespace {
-
-// The uniform of candidate `j`.
-double candidate_uniform(int64_t key, int64_t j) {
-  return uniform(random_bits(uint64_t(key), uint64_t(j), 0, Purpose::kSampleCandidates));
-}
 
 // Draws from one row. The last cell's weights are kept: draws of a peaked row share their cell.
 class RowSampler {

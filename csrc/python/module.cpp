@@ -77,7 +77,7 @@ Logits logits_arg(const py::array& logits, int64_t forbidden_id, double temperat
   require(logits.strides(0) % bytes == 0, "logits rows must be whole elements apart");
   require(forbidden_id >= -1 && forbidden_id < logits.shape(1),
           "forbidden_id must be -1 or in [0, ", logits.shape(1), "), got ", forbidden_id);
-  require(temperature > 0 && std::isfinite(1.0f / float(temperature)),
+  require(temperature > 0 && std::isfinite(2.0f / float(temperature)),
           "temperature must be positive, got ", temperature);
   return {logits.data(),
           f32   ? DType::kFloat32

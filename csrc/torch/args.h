@@ -97,7 +97,7 @@ inline Logits logits_arg(const Tensor& logits, int64_t forbidden_id, double temp
   require(forbidden_id >= -1 && forbidden_id < logits.size(1), "forbidden_id must be -1 or in [0, ",
           logits.size(1), "), got ", forbidden_id);
   require(temperature > 0 && std::isfinite(temperature) &&
-              std::isfinite(1.0f / static_cast<float>(temperature)),
+              std::isfinite(2.0f / static_cast<float>(temperature)),
           "temperature must be positive and finite, got ", temperature);
   const DType dtype = type == ScalarType::Float      ? DType::kFloat32
                       : type == ScalarType::BFloat16 ? DType::kBFloat16

@@ -23,6 +23,12 @@ EDLM_HD float from_bits(uint32_t bits) {
   return value;
 }
 
+EDLM_HD uint32_t to_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 EDLM_HD float to_float(float value) { return value; }
 EDLM_HD float to_float(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
 

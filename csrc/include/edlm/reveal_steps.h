@@ -37,5 +37,8 @@ EDLM_HD int64_t reveal_step(double u, const double* mask_probs, int64_t num_step
 namespace cpu {
 Status reveal_steps(const RevealStepsArgs& args, int64_t begin, int64_t end);
 }
+namespace cuda {
+Status reveal_steps(const RevealStepsArgs& args, void* stream);
+}
 
 }  // namespace edlm

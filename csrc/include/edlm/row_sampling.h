@@ -5,6 +5,7 @@
 // per chunk, the sum of exp((logit - reference) / T) with a reference near its largest logit, and
 // per cell its part of that sum. A draw walks the same cumulative distribution down this hierarchy
 // in token order with one uniform: chunk, cell, group, token. Only the chosen cell is read again.
+// The sizes below are the CPU's; on CUDA a warp's width sets them (csrc/cuda/row_pass.cuh).
 // The walk is in token order, so the cut into chunks and cells does not decide which token a
 // uniform means: backends (and an LM head computed piece by piece) agree but for rounding.
 //

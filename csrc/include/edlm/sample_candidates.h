@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "edlm/dtype.h"
+#include "edlm/philox.h"
 #include "edlm/status.h"
 
 namespace edlm {
@@ -22,8 +23,19 @@ struct SampleCandidatesArgs {
   float* log_q;            // [rows, K], written, <= 0
 };
 
+// The uniform of candidate `j`.
+EDLM_HD double candidate_uniform(int64_t key, int64_t j) {
+  return uniform(random_bits(uint64_t(key), uint64_t(j), 0, Purpose::kSampleCandidates));
+}
+
 namespace cpu {
 Status sample_candidates(const SampleCandidatesArgs& args, int64_t begin, int64_t end);
 }
+namespace cuda {
+// Bytes of device memory that the op wants to work in, aligned to 8; may be 0.
+int64_t sample_candidates_workspace(const SampleCandidatesArgs& args);
+// A bad row gets tokens -1 and log_q NaN.
+Status sample_candidates(const SampleCandidatesArgs& args, void* workspace, void* stream);
+}  // namespace cuda
 
 }  // namespace edlm

@@ -20,8 +20,19 @@ EDLM_HD uint64_t fold(uint64_t key, int64_t coordinate, uint32_t place) {
   return random_bits(key, uint64_t(coordinate), place, Purpose::kStreamKeys);
 }
 
+EDLM_HD int64_t stream_key(const StreamKeysArgs& args, int64_t i) {
+  uint64_t key = uint64_t(args.seeds[i]);
+  for (int64_t d = 0; d < args.dims; ++d) {
+    key = fold(key, args.coordinates[i * args.dims + d], uint32_t(d));
+  }
+  return int64_t(key);
+}
+
 namespace cpu {
 Status stream_keys(const StreamKeysArgs& args, int64_t begin, int64_t end);
+}
+namespace cuda {
+Status stream_keys(const StreamKeysArgs& args, void* stream);
 }
 
 }  // namespace edlm

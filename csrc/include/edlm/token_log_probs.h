@@ -21,5 +21,11 @@ struct TokenLogProbsArgs {
 namespace cpu {
 Status token_log_probs(const TokenLogProbsArgs& args, int64_t begin, int64_t end);
 }
+namespace cuda {
+// Bytes of device memory that the op wants to work in, aligned to 8; may be 0.
+int64_t token_log_probs_workspace(const TokenLogProbsArgs& args);
+// A bad row, and one whose target is outside the vocabulary, gets NaN.
+Status token_log_probs(const TokenLogProbsArgs& args, void* workspace, void* stream);
+}  // namespace cuda
 
 }  // namespace edlm

@@ -1,0 +1,108 @@
+"""`make gpu`: build, tests, compute-sanitizer and benchmarks on a machine with a GPU.
+
+One command of at most ten minutes, offline, with the Python it is called by: it makes no virtual
+environment and fetches nothing. Every step has its share of the time; a step that finds none left
+is reported as not run, and counts as a failure. A short table comes last.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOTAL_SECONDS = 570.0
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    command: list[str]
+    seconds: float
+    """At most; less where less is left of the whole."""
+    env: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    step: Step
+    verdict: str
+    seconds: float
+    last_line: str
+
+
+def steps() -> list[Step]:
+    python = sys.executable
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    checked = [python, "-m", "bench.gpu_sanitize"]
+    # Every tensor an allocation of its own, so that a stray access leaves it.
+    no_cache = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+    pytest = [python, "-m", "pytest", "python_tests", "-m"]
+    ctest = ["ctest", "--test-dir", "build/cmake", "-j", "8", "--output-on-failure"]
+    return [
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], 180, (("EDLM_CUDA", "ON"),)),
+        Step("cuda tests", [*pytest, "gpu and not large"], 150),
+        Step("op benchmarks", [python, "-m", "bench.gpu_ops", "--seconds", "140"], 170),
+        *(
+            Step(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", *checked], 60, no_cache)
+            for tool in ("memcheck", "racecheck", "initcheck")
+        ),
+        Step("ctest", ctest, 120),
+        Step("cpu tests", [*pytest, "not gpu and not large"], 200),
+    ]
+
+
+def run(step: Step, deadline: float) -> Outcome:
+    left = deadline - time.monotonic()
+    if left < 5:
+        return Outcome(step, "NOT RUN", 0.0, "no time left")
+    print(f"=== {step.name}: {' '.join(step.command)}", flush=True)
+    start = time.monotonic()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    try:
+        done = subprocess.run(
+            step.command,
+            cwd=ROOT,
+            env=os.environ | {"PATH": path} | dict(step.env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=min(step.seconds, left),
+        )
+        output, verdict = done.stdout, "passed" if done.returncode == 0 else "FAILED"
+    except subprocess.TimeoutExpired as expired:
+        raw = expired.stdout or b""
+        output, verdict = raw if isinstance(raw, str) else raw.decode(), "TIMED OUT"
+    except FileNotFoundError as missing:
+        output, verdict = str(missing), "FAILED"
+    lines = [line for line in output.splitlines() if line.strip()] or [""]
+    print("\n".join(lines[-12 if verdict == "passed" else -60 :]), flush=True)
+    return Outcome(step, verdict, time.monotonic() - start, lines[-1].strip("= ")[:60])
+
+
+def main() -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        print("make gpu needs a CUDA device and a torch built for it; none was found")
+        return 1
+    deadline = time.monotonic() + TOTAL_SECONDS
+    outcomes: list[Outcome] = []
+    for step in steps():
+        outcomes.append(run(step, deadline))
+        if step.name == "build" and outcomes[-1].verdict != "passed":
+            break
+    table = ROOT / "docs" / "gpu_results.md"
+    if any(o.step.name == "op benchmarks" and o.verdict == "passed" for o in outcomes):
+        print(f"\n{table.read_text()}")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    for o in outcomes:
+        print(f"{o.step.name:14} {o.verdict:10} {o.seconds:6.1f} s   {o.last_line}")
+    return int(any(o.verdict != "passed" for o in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

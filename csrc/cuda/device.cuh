@@ -1,0 +1,109 @@
+// The words in which device code is written: indices, barriers, shuffles and the few intrinsics.
+//
+// Kernels use nothing of CUDA but these, so that the tests can run them as host code: there, simt.h
+// holds a host twin of every name.
+#pragma once
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "edlm/config.h"
+#include "edlm/dtype.h"
+#include "edlm/status.h"
+
+namespace edlm::cuda {
+
+inline constexpr int kLanes = 32;
+
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+
+// A pointer that may point into shared memory. The emulation's records every access.
+template <class T>
+using SharedPtr = T*;
+
+EDLM_DEVICE int thread_index() { return threadIdx.x; }
+EDLM_DEVICE int lane() { return threadIdx.x % kLanes; }
+EDLM_DEVICE int64_t block_index() { return blockIdx.x; }
+EDLM_DEVICE int block_threads() { return blockDim.x; }
+
+EDLM_DEVICE void sync_block() { __syncthreads(); }
+EDLM_DEVICE void sync_warp() { __syncwarp(); }
+
+EDLM_DEVICE SharedPtr<double> dynamic_shared() {
+  extern __shared__ double edlm_shared[];
+  return edlm_shared;
+}
+
+template <class T>
+EDLM_DEVICE T shuffle(T value, int source) {
+  return __shfl_sync(~0u, value, source);
+}
+template <class T>
+EDLM_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(~0u, value, mask);
+}
+// The value `delta` lanes below; lanes without one keep their own.
+template <class T>
+EDLM_DEVICE T shuffle_up(T value, int delta) {
+  return __shfl_up_sync(~0u, value, delta);
+}
+EDLM_DEVICE uint32_t ballot(bool vote) { return __ballot_sync(~0u, vote); }
+EDLM_DEVICE int lowest_bit(uint32_t bits) { return __ffs(int(bits)) - 1; }
+EDLM_DEVICE int highest_bit(uint32_t bits) { return 31 - __clz(int(bits)); }
+
+// `from` must be a multiple of 16 and what it points to must not change while the kernel runs.
+EDLM_DEVICE Bytes16 load16(const void* from) {
+  const uint4 bytes = __ldg(static_cast<const uint4*>(from));
+  return {{bytes.x, bytes.y, bytes.z, bytes.w}};
+}
+// The low word of high:low >> bits, bits < 32.
+EDLM_DEVICE uint32_t funnel_right(uint32_t low, uint32_t high, int bits) {
+  return __funnelshift_r(low, high, bits);
+}
+// 2^x to 2 ulp; results below 2^-126 are 0.
+EDLM_DEVICE float exp2_approx(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+EDLM_DEVICE float widen(float value) { return value; }
+EDLM_DEVICE float widen(BFloat16 value) { return to_float(value); }
+EDLM_DEVICE float widen(Float16 value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+// Not from the C++ library: its maximum has no say on NaN. This one ignores it.
+EDLM_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
+// The same on two 16-bit floats at once.
+EDLM_DEVICE uint32_t max_of_pairs(uint32_t a, uint32_t b, BFloat16) {
+  uint32_t max;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+  return max;
+}
+EDLM_DEVICE uint32_t max_of_pairs(uint32_t a, uint32_t b, Float16) {
+  uint32_t max;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+  return max;
+}
+
+template <class... Params, class... Args>
+Status launch(void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes,
+              void* stream, const Args&... args) {
+  if (blocks == 0) return {};
+  if (blocks > INT32_MAX) return {Code::kDevice, cudaErrorInvalidConfiguration};
+  kernel<<<unsigned(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? Status{} : Status{Code::kDevice, error};
+}
+
+}  // namespace edlm::cuda
+
+#else
+#include "simt.h"
+#endif

@@ -1,0 +1,26 @@
+// token_log_probs on CUDA: launch.
+#include "row_launch.cuh"
+#include "token_log_probs.cuh"
+
+namespace edlm::cuda {
+namespace {
+
+RowPlan plan_of(const TokenLogProbsArgs& args) {
+  return row_plan(args.rows, args.vocab, /*cells=*/false, /*one_pass=*/true);
+}
+
+}  // namespace
+
+int64_t token_log_probs_workspace(const TokenLogProbsArgs& args) {
+  return plan_of(args).workspace * int64_t(sizeof(double));
+}
+
+Status token_log_probs(const TokenLogProbsArgs& args, void* workspace, void* stream) {
+  return with_dtype(args.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return launch_rows<T>(token_log_probs_kernel<T, 1>, token_log_probs_kernel<T, kWarpsPerRow>,
+                          args, plan_of(args), /*cells=*/false, workspace, stream);
+  });
+}
+
+}  // namespace edlm::cuda

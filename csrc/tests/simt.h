@@ -1,0 +1,161 @@
+// A small SIMT machine for tests: runs the device code of csrc/cuda as host code.
+//
+// The threads of a block are fibres of one thread, a block runs after another. Every barrier and
+// shuffle waits for all the threads that CUDA waits for; threads that wait for ones that never come
+// are a fault. Accesses through SharedPtr are recorded: two threads that touch one element, one of
+// them writing, with no barrier between them, are a fault, and so is the reading of shared memory
+// that nobody wrote. Faults are collected, not thrown.
+//
+// Here are the host twins of all the names in csrc/cuda/device.cuh.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "edlm/config.h"
+#include "edlm/dtype.h"
+#include "edlm/status.h"
+
+namespace simt {
+
+std::vector<std::string>& faults();
+
+int64_t block();
+int thread();
+int threads();
+void* shared();
+
+void sync_block();
+void sync_warp();
+
+// What a thread brings to a warp-wide operation of this name, and the 32 that came together.
+struct Words {
+  uint64_t word[32];
+};
+const Words& exchange(const char* operation, uint64_t mine);
+
+void record(const void* address, bool write);
+
+void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
+
+}  // namespace simt
+
+namespace edlm::cuda {
+
+inline constexpr int kLanes = 32;
+
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+
+template <class T>
+class SharedPtr {
+ public:
+  class Element {
+   public:
+    explicit Element(T* at) : at_(at) {}
+    operator T() const {
+      simt::record(at_, false);
+      return *at_;
+    }
+    Element& operator=(T value) {
+      simt::record(at_, true);
+      *at_ = value;
+      return *this;
+    }
+
+   private:
+    T* at_;
+  };
+
+  SharedPtr() = default;
+  explicit SharedPtr(T* at) : at_(at) {}
+  template <class U>
+  explicit SharedPtr(SharedPtr<U> other) : at_(reinterpret_cast<T*>(other.get())) {}
+
+  T* get() const { return at_; }
+  explicit operator bool() const { return at_ != nullptr; }
+  SharedPtr operator+(int64_t offset) const { return SharedPtr(at_ + offset); }
+  Element operator[](int64_t index) const { return Element(at_ + index); }
+
+ private:
+  T* at_ = nullptr;
+};
+
+inline int thread_index() { return simt::thread(); }
+inline int lane() { return simt::thread() % kLanes; }
+inline int64_t block_index() { return simt::block(); }
+inline int block_threads() { return simt::threads(); }
+
+inline void sync_block() { simt::sync_block(); }
+inline void sync_warp() { simt::sync_warp(); }
+
+inline SharedPtr<double> dynamic_shared() {
+  return SharedPtr<double>(static_cast<double*>(simt::shared()));
+}
+
+template <class T>
+T from_lane(const char* operation, T value, int source) {
+  uint64_t word = 0;
+  memcpy(&word, &value, sizeof value);
+  word = simt::exchange(operation, word).word[source];
+  memcpy(&value, &word, sizeof value);
+  return value;
+}
+template <class T>
+T shuffle(T value, int source) {
+  return from_lane("shuffle", value, source % kLanes);
+}
+template <class T>
+T shuffle_xor(T value, int mask) {
+  return from_lane("shuffle_xor", value, lane() ^ mask);
+}
+template <class T>
+T shuffle_up(T value, int delta) {
+  return from_lane("shuffle_up", value, lane() < delta ? lane() : lane() - delta);
+}
+inline uint32_t ballot(bool vote) {
+  const simt::Words& votes = simt::exchange("ballot", vote);
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= uint32_t(votes.word[i]) << i;
+  return bits;
+}
+inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
+inline int highest_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }
+
+inline Bytes16 load16(const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16) simt::faults().push_back("load16 is not aligned");
+  Bytes16 bytes;
+  memcpy(&bytes, from, sizeof bytes);
+  return bytes;
+}
+inline uint32_t funnel_right(uint32_t low, uint32_t high, int bits) {
+  return uint32_t((uint64_t{high} << 32 | low) >> bits);
+}
+inline float exp2_approx(float x) { return x < -126 ? 0.0f : std::exp2(x); }
+template <class T>
+float widen(T value) {
+  return to_float(value);
+}
+inline float max_of(float a, float b) { return std::fmax(a, b); }
+template <class Half>
+uint32_t max_of_pairs(uint32_t a, uint32_t b, Half) {
+  const auto larger = [](uint32_t x, uint32_t y) {
+    const float value = to_float(Half{uint16_t(x)});
+    return value != value || value < to_float(Half{uint16_t(y)}) ? y : x;
+  };
+  return larger(a & 0xffff, b & 0xffff) | larger(a >> 16, b >> 16) << 16;
+}
+
+template <class... Params, class... Args>
+Status launch(void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes, void*,
+              const Args&... args) {
+  simt::run(blocks, threads, shared_bytes, [&] { kernel(args...); });
+  return {};
+}
+
+}  // namespace edlm::cuda

@@ -1,0 +1,570 @@
+// Every CUDA kernel, run by the SIMT machine and compared with the CPU op on the same inputs.
+//
+// Called with the name of a case it runs that one. The build compiles this file once more against
+// each deliberately broken copy of csrc/cuda, where the case that names the fault must fail.
+#include "simt.h"
+
+#include <sys/mman.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "resample.cu"
+#include "reveal_steps.cu"
+#include "sample_candidates.cu"
+#include "stream_keys.cu"
+#include "token_log_probs.cu"
+
+namespace {
+
+using edlm::DType;
+using edlm::Status;
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+
+int failures = 0;
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  if (++failures <= 40) std::printf("FAILED: %s\n", what.c_str());
+}
+
+// Reports what the SIMT machine saw since the last call.
+void expect_no_faults(const std::string& what) {
+  for (const std::string& fault : simt::faults()) expect(false, what + ": " + fault);
+  simt::faults().clear();
+}
+
+uint16_t bfloat16(float value) {
+  uint32_t bits = edlm::to_bits(value);
+  if (value == value) bits += 0x7fff + (bits >> 16 & 1);
+  return uint16_t(bits >> 16);
+}
+
+// For values of fp16's normal range, zero, infinity and NaN.
+uint16_t float16(float value) {
+  const uint32_t bits = edlm::to_bits(value);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  if (value != value) return 0x7e00;
+  if (std::fabs(value) >= 65520) return sign | 0x7c00;
+  if (std::fabs(value) < 6.2e-5f) return sign;
+  const uint32_t rounded = (bits & 0x7fffffff) + 0xfff + (bits >> 13 & 1);
+  return sign | uint16_t((rounded >> 13) - (112 << 10));
+}
+
+// A matrix of logits at any byte offset, with NaN between the rows. Exactly as large as it must be,
+// so that AddressSanitizer sees a read before its first or after its last element.
+struct Matrix {
+  DType dtype;
+  int64_t rows, vocab, row_stride;
+  std::unique_ptr<char[]> memory;
+  char* logits;
+
+  Matrix(DType dtype, int64_t rows, int64_t vocab, int64_t gap, int64_t offset)
+      : dtype(dtype), rows(rows), vocab(vocab), row_stride(vocab + gap) {
+    const int64_t size = edlm::size_of(dtype);
+    const int64_t elements = rows ? (rows - 1) * row_stride + vocab : 0;
+    memory = std::make_unique<char[]>((offset + elements) * size);
+    logits = memory.get() + offset * size;
+    for (int64_t i = 0; i < elements; ++i) put(i, kNaN);
+  }
+  void put(int64_t i, float value) {
+    const uint16_t half = dtype == DType::kBFloat16 ? bfloat16(value) : float16(value);
+    if (dtype == DType::kFloat32) {
+      memcpy(logits + 4 * i, &value, 4);
+    } else {
+      memcpy(logits + 2 * i, &half, 2);
+    }
+  }
+  void set(int64_t row, int64_t id, float value) { put(row * row_stride + id, value); }
+  void fill(float scale, unsigned seed) {
+    std::mt19937 engine(seed);
+    std::normal_distribution<float> normal(0, scale);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t v = 0; v < vocab; ++v) set(r, v, normal(engine));
+    }
+  }
+};
+
+std::string name_of(const Matrix& m, const std::string& more = "") {
+  const char* const dtypes[] = {"fp32", "bf16", "fp16"};
+  return std::string(dtypes[int(m.dtype)]) + " [" + std::to_string(m.rows) + ", " +
+         std::to_string(m.vocab) + "] stride " + std::to_string(m.row_stride) + " " + more;
+}
+
+std::vector<int64_t> keys_for(int64_t count) {
+  std::vector<int64_t> keys(count);
+  for (int64_t i = 0; i < count; ++i) keys[i] = 0x1234567 + 77 * i;
+  return keys;
+}
+
+struct Options {
+  int64_t num_candidates = 3, forbidden_id = -1;
+  float temperature = 1, top_p = 1;
+};
+
+struct Draws {
+  std::vector<int64_t> tokens;
+  std::vector<float> log_q;
+  Status status;
+};
+
+struct Cpu {};
+struct Cuda {};
+
+Status run(Cpu, const edlm::SampleCandidatesArgs& args) {
+  return edlm::cpu::sample_candidates(args, 0, args.rows);
+}
+Status run(Cpu, const edlm::TokenLogProbsArgs& args) {
+  return edlm::cpu::token_log_probs(args, 0, args.rows);
+}
+Status run(Cuda, const edlm::SampleCandidatesArgs& args) {
+  std::vector<double> workspace(edlm::cuda::sample_candidates_workspace(args) / 8, NAN);
+  return edlm::cuda::sample_candidates(args, workspace.data(), nullptr);
+}
+Status run(Cuda, const edlm::TokenLogProbsArgs& args) {
+  std::vector<double> workspace(edlm::cuda::token_log_probs_workspace(args) / 8, NAN);
+  return edlm::cuda::token_log_probs(args, workspace.data(), nullptr);
+}
+
+// Draws from rows [first, first + rows).
+template <class Backend>
+Draws sample(Backend backend, const Matrix& m, const Options& o, int64_t first, int64_t rows) {
+  const std::vector<int64_t> keys = keys_for(m.rows);
+  Draws draws = {std::vector<int64_t>(rows * o.num_candidates, -7),
+                 std::vector<float>(rows * o.num_candidates, 7),
+                 {}};
+  draws.status = run(
+      backend,
+      edlm::SampleCandidatesArgs{.logits = m.logits + first * m.row_stride * edlm::size_of(m.dtype),
+                                 .dtype = m.dtype,
+                                 .rows = rows,
+                                 .vocab = m.vocab,
+                                 .row_stride = m.row_stride,
+                                 .keys = keys.data() + first,
+                                 .num_candidates = o.num_candidates,
+                                 .forbidden_id = o.forbidden_id,
+                                 .temperature = o.temperature,
+                                 .top_p = o.top_p,
+                                 .tokens = draws.tokens.data(),
+                                 .log_q = draws.log_q.data()});
+  return draws;
+}
+template <class Backend>
+Draws sample(Backend backend, const Matrix& m, const Options& o) {
+  return sample(backend, m, o, 0, m.rows);
+}
+
+template <class Backend>
+std::vector<float> score(Backend backend, const Matrix& m, const Options& o,
+                         const std::vector<int64_t>& targets) {
+  std::vector<float> log_probs(m.rows, 7);
+  const Status status = run(backend, edlm::TokenLogProbsArgs{.logits = m.logits,
+                                                             .dtype = m.dtype,
+                                                             .rows = m.rows,
+                                                             .vocab = m.vocab,
+                                                             .row_stride = m.row_stride,
+                                                             .targets = targets.data(),
+                                                             .forbidden_id = o.forbidden_id,
+                                                             .temperature = o.temperature,
+                                                             .log_probs = log_probs.data()});
+  expect(bool(status), "status of token_log_probs");
+  return log_probs;
+}
+
+bool close(float a, float b) { return a == b || std::fabs(a - b) <= 2e-6f + 2e-7f * std::fabs(b); }
+
+// Draws and scores of both backends agree. One draw may lie within rounding of a boundary.
+void agree(const Matrix& m, const Options& o, const std::string& more = "") {
+  const std::string what = name_of(m, more);
+  const Draws cpu = sample(Cpu{}, m, o), cuda = sample(Cuda{}, m, o);
+  expect(bool(cpu.status) && bool(cuda.status), "status of sample_candidates, " + what);
+  int different = 0;
+  for (size_t i = 0; i < cpu.tokens.size(); ++i) {
+    const bool same = cpu.tokens[i] == cuda.tokens[i];
+    different += !same;
+    expect(cuda.tokens[i] >= 0 && cuda.tokens[i] < m.vocab && cuda.log_q[i] <= 0,
+           "token and log_q in range, " + what);
+    if (same) {
+      expect(close(cuda.log_q[i], cpu.log_q[i]), "log_q, " + what + ": " +
+                                                     std::to_string(cuda.log_q[i]) + " and " +
+                                                     std::to_string(cpu.log_q[i]));
+    }
+  }
+  expect(different <= 1, "tokens, " + what);
+  std::vector<int64_t> targets(m.rows);
+  for (int64_t r = 0; r < m.rows; ++r) targets[r] = (r * 7919 + m.vocab - 1) % m.vocab;
+  const std::vector<float> want = score(Cpu{}, m, o, targets), got = score(Cuda{}, m, o, targets);
+  for (int64_t r = 0; r < m.rows; ++r) expect(close(got[r], want[r]), "log_probs, " + what);
+  if (o.top_p == 1 && m.rows) {
+    for (int64_t r = 0; r < m.rows; ++r) targets[r] = cuda.tokens[r * o.num_candidates];
+    const std::vector<float> again = score(Cuda{}, m, o, targets);
+    for (int64_t r = 0; r < m.rows; ++r) {
+      expect(again[r] == cuda.log_q[r * o.num_candidates], "log_q is the score, " + what);
+    }
+  }
+  expect_no_faults(what);
+}
+
+void shapes_and_dtypes() {
+  for (const DType dtype : kDTypes) {
+    for (const int64_t vocab : {1, 7, 28, 127, 128, 4096, 4097, 50258}) {
+      const int64_t rows = vocab > 10000 ? 2 : 5;
+      for (const int64_t gap : {0, 3}) {
+        if (gap && vocab == 4096) continue;
+        Matrix m(dtype, rows, vocab, gap, gap ? 1 : 0);
+        m.fill(3, unsigned(vocab + gap));
+        agree(m, {});
+      }
+    }
+  }
+}
+
+// Every phase of a row's first byte against 16, with rows that hold whole chunks and parts of some.
+void unaligned_rows() {
+  for (const DType dtype : kDTypes) {
+    for (int64_t offset = 0; offset < 16 / edlm::size_of(dtype); ++offset) {
+      Matrix m(dtype, 1, 3 * 1024 + 40, 0, offset);
+      m.fill(3, 5);
+      agree(m, {.num_candidates = 2}, "offset " + std::to_string(offset));
+    }
+  }
+}
+
+void numbers_of_candidates() {
+  Matrix m(DType::kBFloat16, 3, 4500, 1, 1);
+  m.fill(2, 9);
+  const Draws all = sample(Cuda{}, m, {.num_candidates = 17});
+  for (int64_t k = 1; k <= 17; ++k) {
+    const Options o = {.num_candidates = k};
+    const Draws some = sample(Cuda{}, m, o);
+    bool prefix = true;
+    for (int64_t r = 0; r < m.rows; ++r) {
+      for (int64_t j = 0; j < k; ++j) {
+        prefix = prefix && some.tokens[r * k + j] == all.tokens[r * 17 + j] &&
+                 some.log_q[r * k + j] == all.log_q[r * 17 + j];
+      }
+    }
+    expect(prefix, "a candidate does not depend on K");
+  }
+  agree(m, {.num_candidates = 17});
+}
+
+void forbidden_tokens_and_temperatures() {
+  for (const DType dtype : kDTypes) {
+    for (const int64_t forbidden : {0, 1, 31, 32, 1023, 1024, 2047, 4499}) {
+      Matrix m(dtype, 3, 4500, 1, 0);
+      m.fill(3, 11);
+      for (int64_t r = 0; r < m.rows; ++r) m.set(r, forbidden, r == 0 ? 50 : r == 1 ? kNaN : kInf);
+      agree(m, {.forbidden_id = forbidden, .temperature = forbidden % 2 ? 0.7f : 1.9f},
+            "forbidden " + std::to_string(forbidden));
+    }
+  }
+}
+
+void peaks_and_holes() {
+  for (const int64_t vocab : {600, 6000}) {
+    Matrix m(DType::kFloat32, 5, vocab, 0, 1);
+    m.fill(1, 3);
+    for (int64_t v = 0; v < vocab; ++v) {
+      m.set(0, v, v == vocab - 1 ? 3e38f : v == 5 ? -3e38f : -kInf);
+      m.set(1, v, v == vocab / 2 || v == vocab / 2 + 1 ? -1e30f : -kInf);
+      m.set(2, v, float(v) * 0.05f);
+      m.set(3, v, float(v) * -0.05f);
+      m.set(4, v, v < vocab / 2 ? -kInf : -1000.0f + float(v % 3));
+    }
+    const Draws draws = sample(Cuda{}, m, {.num_candidates = 9});
+    for (int64_t j = 0; j < 9; ++j) {
+      expect(draws.tokens[j] == vocab - 1 && draws.log_q[j] == 0, "one token holds everything");
+      expect(draws.tokens[9 + j] / 2 == vocab / 4 && close(draws.log_q[9 + j], -std::log(2.0f)),
+             "two tokens share everything");
+      expect(draws.tokens[4 * 9 + j] >= vocab / 2, "a token of weight 0 is never drawn");
+    }
+    agree(m, {.num_candidates = 9, .temperature = 0.8f}, "peaks and holes");
+    expect_no_faults("peaks and holes");
+  }
+}
+
+void nucleus() {
+  for (const DType dtype : kDTypes) {
+    for (const int64_t vocab : {1, 127, 4096, 4500}) {
+      Matrix m(dtype, 2, vocab, 1, 1);
+      m.fill(2, 21);
+      for (const float top_p : {0.1f, 0.9f}) {
+        agree(m, {.num_candidates = 5, .temperature = 1.3f, .top_p = top_p},
+              "top_p " + std::to_string(top_p));
+      }
+    }
+  }
+  Matrix big(DType::kBFloat16, 1, 50258, 0, 1);
+  big.fill(2, 22);
+  agree(big, {.forbidden_id = 50257, .top_p = 0.8f}, "top_p of a large vocabulary");
+
+  Matrix ties(DType::kFloat32, 2, 4, 0, 0);
+  const float rows[2][4] = {{0, 2, 2, -1}, {-5, -0.0f, 0.0f, -9}};
+  for (int64_t i = 0; i < 8; ++i) ties.put(i, rows[i / 4][i % 4]);
+  const Draws draws = sample(Cuda{}, ties, {.num_candidates = 64, .top_p = 0.3f});
+  bool seen[2][2] = {};
+  for (int64_t i = 0; i < 128; ++i) {
+    expect(draws.tokens[i] == 1 || draws.tokens[i] == 2, "the nucleus holds its ties alone");
+    expect(close(draws.log_q[i], -std::log(2.0f)), "log_q of a tie");
+    seen[i / 64][draws.tokens[i] == 2] = true;
+  }
+  expect(seen[0][0] && seen[0][1] && seen[1][0] && seen[1][1],
+         "all of the nucleus's ties are kept");
+  expect_no_faults("nucleus");
+}
+
+void bad_rows() {
+  for (const int64_t vocab : {40, 5000}) {
+    for (const float top_p : {1.0f, 0.5f}) {
+      Matrix m(DType::kBFloat16, 6, vocab, 0, 0);
+      m.fill(1, 8);
+      m.set(1, vocab - 1, kNaN);
+      m.set(2, 0, kInf);
+      for (int64_t v = 0; v < vocab; ++v) m.set(3, v, -kInf);
+      for (int64_t v = 0; v < vocab; ++v) m.set(4, v, kNaN);
+      const Draws draws = sample(Cuda{}, m, {.num_candidates = 2, .top_p = top_p});
+      expect(bool(draws.status), "a bad row is no error on the device");
+      for (int64_t i = 0; i < 12; ++i) {
+        const bool bad = i / 2 >= 1 && i / 2 <= 4;
+        expect(bad ? draws.tokens[i] == -1 && std::isnan(draws.log_q[i])
+                   : draws.tokens[i] >= 0 && draws.log_q[i] <= 0,
+               "bad rows give token -1 and NaN, others are unharmed");
+      }
+      const std::vector<float> scores = score(Cuda{}, m, {}, {0, 0, 0, 0, 0, vocab});
+      for (int64_t r = 0; r < 6; ++r) {
+        expect(std::isnan(scores[r]) == (r > 0), "bad rows and targets score NaN");
+      }
+      expect(std::isnan(score(Cuda{}, m, {}, {-1, 0, 0, 0, 0, 0})[0]), "a negative target");
+      expect_no_faults("bad rows");
+    }
+  }
+}
+
+void no_rows() {
+  Matrix m(DType::kFloat32, 0, 5000, 0, 0);
+  agree(m, {});
+}
+
+// Many rows have a block each, few are cut at their chunks: the same to the bit.
+void few_rows_as_many() {
+  Matrix m(DType::kBFloat16, edlm::cuda::kFewRows, 4200, 1, 1);
+  m.fill(3, 31);
+  const Options o = {.num_candidates = 2};
+  agree(m, o, "a block per row");
+  const Draws many = sample(Cuda{}, m, o), few = sample(Cuda{}, m, o, 100, 20);
+  for (int64_t i = 0; i < 40; ++i) {
+    expect(few.tokens[i] == many.tokens[200 + i] && few.log_q[i] == many.log_q[200 + i],
+           "few rows and many agree to the bit");
+  }
+  expect_no_faults("few rows as many");
+}
+
+// More cells than shared memory holds.
+void huge_vocabulary() {
+  Matrix m(DType::kBFloat16, 1, 400'001, 0, 0);
+  m.fill(3, 41);
+  agree(m, {.num_candidates = 4}, "more cells than shared memory holds");
+}
+
+void last_token() {
+  for (const DType dtype : kDTypes) {
+    for (const int64_t vocab : {2, 128, 1024, 1025, 4096, 5000}) {
+      Matrix m(dtype, 2, vocab, 0, 0);
+      m.fill(0, 0);
+      for (int64_t r = 0; r < 2; ++r) m.set(r, vocab - 1, 40);
+      const Draws draws = sample(Cuda{}, m, {.num_candidates = 1});
+      expect(draws.tokens[0] == vocab - 1 && draws.tokens[1] == vocab - 1,
+             "last token: the last cell ends one too early");
+    }
+  }
+  expect_no_faults("last token");
+}
+
+// Three rows more than 2^31 elements apart, in memory that exists only where it is touched.
+void rows_far_apart() {
+  const int64_t vocab = 5000, row_stride = (int64_t{1} << 31) + 5;
+  const size_t bytes = (2 * row_stride + vocab) * 2;
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  expect(memory != MAP_FAILED, "mmap");
+  if (memory == MAP_FAILED) return;
+  uint16_t* const logits = static_cast<uint16_t*>(memory);
+  for (int64_t r = 0; r < 3; ++r) logits[r * row_stride + 1000 * r + 7] = bfloat16(40);
+  const std::vector<int64_t> keys = keys_for(3);
+  int64_t tokens[3];
+  float log_q[3], log_probs[3];
+  expect(bool(run(Cuda{}, edlm::SampleCandidatesArgs{logits, DType::kBFloat16, 3, vocab, row_stride,
+                                                     keys.data(), 1, -1, 1, 1, tokens, log_q})),
+         "status");
+  const int64_t targets[] = {7, 1007, 2007};
+  expect(bool(run(Cuda{}, edlm::TokenLogProbsArgs{logits, DType::kBFloat16, 3, vocab, row_stride,
+                                                  targets, -1, 1, log_probs})),
+         "status");
+  for (int64_t r = 0; r < 3; ++r) {
+    expect(tokens[r] == 1000 * r + 7 && log_probs[r] > -1e-6f,
+           "rows far apart: a row's index is cut to 32 bits");
+  }
+  munmap(memory, bytes);
+  expect_no_faults("rows far apart");
+}
+
+void resample() {
+  for (const int64_t candidates : {1, 2, 8, 17, 33, 100}) {
+    const int64_t batch = 9;
+    std::mt19937 engine{unsigned(candidates)};
+    std::normal_distribution<float> normal(-700, 3);
+    std::vector<float> log_weights(batch * candidates);
+    for (float& w : log_weights) w = normal(engine);
+    for (int64_t b = 0; b < batch; b += 2) log_weights[b * candidates + candidates / 2] -= kInf;
+    if (candidates == 1) log_weights.assign(batch, -3);
+    const std::vector<int64_t> keys = keys_for(batch);
+    std::vector<int64_t> choice[2];
+    std::vector<float> ess[2], log_mean[2];
+    for (int i = 0; i < 2; ++i) {
+      choice[i].assign(batch, -7);
+      ess[i].assign(batch, 0);
+      log_mean[i].assign(batch, 0);
+      const edlm::ResampleArgs args = {
+          log_weights.data(), batch,         candidates,        keys.data(),
+          choice[i].data(),   ess[i].data(), log_mean[i].data()};
+      const Status status =
+          i ? edlm::cuda::resample(args, nullptr) : edlm::cpu::resample(args, 0, batch);
+      expect(bool(status), "status of resample");
+    }
+    for (int64_t b = 0; b < batch; ++b) {
+      expect(choice[0][b] == choice[1][b] && close(ess[0][b], ess[1][b]) &&
+                 close(log_mean[0][b], log_mean[1][b]),
+             "resample of " + std::to_string(candidates) + " candidates");
+    }
+  }
+  const float bad[] = {0, kNaN, kInf, 0, -kInf, -kInf, 0, 0};
+  const std::vector<int64_t> keys = keys_for(4);
+  int64_t choice[4];
+  float ess[4], log_mean[4];
+  const edlm::ResampleArgs args = {bad, 4, 2, keys.data(), choice, ess, log_mean};
+  expect(bool(edlm::cuda::resample(args, nullptr)), "status of resample");
+  for (int64_t b = 0; b < 3; ++b) {
+    expect(choice[b] == -1 && std::isnan(ess[b]) && std::isnan(log_mean[b]), "bad weights");
+  }
+  expect(choice[3] >= 0 && close(ess[3], 2), "good weights beside bad ones");
+  expect_no_faults("resample");
+}
+
+void keys_and_steps() {
+  const std::vector<int64_t> seeds = keys_for(300);
+  std::vector<int64_t> coordinates(900);
+  for (int64_t i = 0; i < 900; ++i) coordinates[i] = (i * i) << (i % 40);
+  for (const int64_t dims : {0, 1, 3}) {
+    std::vector<int64_t> cpu(300), cuda(300);
+    expect(bool(edlm::cpu::stream_keys({seeds.data(), coordinates.data(), 300, dims, cpu.data()}, 0,
+                                       300)),
+           "status");
+    expect(bool(edlm::cuda::stream_keys({seeds.data(), coordinates.data(), 300, dims, cuda.data()},
+                                        nullptr)),
+           "status");
+    expect(cpu == cuda, "stream_keys");
+  }
+  const double mask_probs[] = {1, 0.7, 0.7, 0.3, 0.01};
+  for (const int64_t length : {0, 1, 57}) {
+    std::vector<int64_t> cpu(5 * length), cuda(5 * length);
+    expect(
+        bool(edlm::cpu::reveal_steps({seeds.data(), 5, length, 4, mask_probs, cpu.data()}, 0, 5)),
+        "status");
+    expect(bool(edlm::cuda::reveal_steps({seeds.data(), 5, length, 4, mask_probs, cuda.data()},
+                                         nullptr)),
+           "status");
+    expect(cpu == cuda, "reveal_steps");
+  }
+  expect_no_faults("keys and steps");
+}
+
+// The first fault that 64 threads of this kernel commit; empty for none.
+std::string fault_of(const std::function<void()>& kernel) {
+  simt::run(1, 64, 64 * sizeof(double), kernel);
+  const std::string fault = simt::faults().empty() ? "" : simt::faults().front();
+  simt::faults().clear();
+  return fault;
+}
+
+void the_machine_sees_faults() {
+  using namespace edlm::cuda;
+  const auto neighbour_after = [](void (*sync)()) {
+    return fault_of([sync] {
+      dynamic_shared()[thread_index()] = thread_index();
+      sync();
+      const double other = dynamic_shared()[(thread_index() + 1) % 64];
+      sync_block();
+      dynamic_shared()[thread_index()] = other;
+    });
+  };
+  const auto nothing = [] {};
+  const auto has = [](const std::string& fault, const char* what) {
+    return fault.find(what) != std::string::npos;
+  };
+  expect(neighbour_after(sync_block).empty(), "a barrier orders a block");
+  expect(has(neighbour_after(sync_warp), "race"), "a warp's barrier orders no block");
+  expect(has(neighbour_after(nothing), "uninitialised"), "a read before the write");
+  expect(has(fault_of([] { dynamic_shared()[0] = 1.0; }), "race"), "two writes race");
+  expect(has(fault_of([] {
+               if (lane() < 16) ballot(true);
+             }),
+             "never come"),
+         "a ballot of half a warp");
+  expect(has(fault_of([] {
+               if (thread_index() < 32) sync_block();
+             }),
+             "never come"),
+         "a barrier that half of a block passes by");
+  expect(has(fault_of([] { lane() < 16 ? shuffle_xor(1, 1) : shuffle_up(1, 1); }), "others of"),
+         "a warp at two operations at once");
+}
+
+struct Case {
+  const char* name;
+  void (*run)();
+};
+
+constexpr Case kCases[] = {
+    {"the_machine_sees_faults", the_machine_sees_faults},
+    {"shapes_and_dtypes", shapes_and_dtypes},
+    {"unaligned_rows", unaligned_rows},
+    {"numbers_of_candidates", numbers_of_candidates},
+    {"forbidden_tokens_and_temperatures", forbidden_tokens_and_temperatures},
+    {"peaks_and_holes", peaks_and_holes},
+    {"nucleus", nucleus},
+    {"bad_rows", bad_rows},
+    {"no_rows", no_rows},
+    {"few_rows_as_many", few_rows_as_many},
+    {"huge_vocabulary", huge_vocabulary},
+    {"last_token", last_token},
+    {"rows_far_apart", rows_far_apart},
+    {"resample", resample},
+    {"keys_and_steps", keys_and_steps},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int ran = 0;
+  for (const Case& c : kCases) {
+    if (argc > 1 && std::strcmp(argv[1], c.name)) continue;
+    const int before = failures;
+    c.run();
+    ++ran;
+    std::printf("%s %s\n", failures == before ? "passed" : "FAILED", c.name);
+  }
+  expect(ran > 0, "there is a case of that name");
+  return failures != 0;
+}
