@@ -75,7 +75,11 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         help='"ar", "coar", "none" or the folder of an AR model (default: ar for the bundled one)',
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of all weights (default: bfloat16 blocks where the processor has it, float32 heads)",
+    )
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:

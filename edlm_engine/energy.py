@@ -4,6 +4,7 @@ The engine draws K candidates from the denoiser, p_theta(x0 | xt), and keeps one
 softmax(-E), which aims at p_theta(x0 | xt) exp(-E) / Z (EDLM, arXiv 2410.21357, equation 7).
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -13,26 +14,35 @@ from edlm_engine import ops
 
 # About 40 D bytes of float32 activations each: 250 MB in all for a model with D = 768.
 MAX_TOKENS = 8192
+# A shorter known prefix, as a part of the length, costs as much apart as it saves.
+SHORTEST_PREFIX = 0.25
 
 
 class Energy(Protocol):
-    """Any callable with this signature is an energy.
+    """An object with this method, or any callable with its signature, is an energy.
 
     Optional attributes: `first_position` (default 0), the first position that the energy scores:
     the engine leaves the positions before it out of `log_q`; `vocab_size` and `length`, checked
     against those of the denoiser.
     """
 
-    def __call__(self, x0: Tensor, xt: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
+    def energy(self, x0: Tensor, xt: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
         """Energies [B, K] float32.
 
-        x0: complete candidates [B, K, L] int64, equal to xt where xt is not masked.
+        x0: complete candidates [B, K, L] int64, equal to xt where xt is not masked. The engine
+            fills the same buffer anew at the next step.
         xt: noisy tokens [B, L] int64.
         log_q: log-probability [B, K] float32 of the candidate under the distribution it was drawn
             from, summed over the masked positions.
         t: time [B] float32 in (0, 1].
         """
         ...
+
+
+def energy_function(energy: Energy | Callable) -> Callable:
+    """What to call: the method `energy` of objects whose class has it, else the object itself."""
+    has_method = hasattr(type(energy), "energy") or not callable(energy)
+    return energy.energy if has_method else energy
 
 
 class AutoregressiveModel(Protocol):
@@ -57,8 +67,10 @@ class ARResidualEnergy:
     from the tokens, so each call then waits for the device once.
 
     The model runs on at most `max_tokens` tokens per call (at least one sequence), which bounds
-    the memory of its activations; its logits are never materialised. Candidates that the model
-    finds impossible get +inf. Raises RuntimeError for a token outside the model's vocabulary.
+    the memory of its activations; its logits are never materialised. On the CPU a model with
+    `hidden_after_prefix` scores a long known prefix once for all candidates: equal up to rounding.
+    Candidates that the model finds impossible get +inf. Raises RuntimeError for a token outside the
+    model's vocabulary.
     """
 
     def __init__(
@@ -82,13 +94,49 @@ class ARResidualEnergy:
     def length(self) -> int:
         return self.model.length
 
-    def __call__(self, x0: Tensor, xt: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
+    def energy(self, x0: Tensor, xt: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
+        """See `Energy.energy`."""
         # A candidate never holds the mask, so it differs from xt exactly where xt is masked.
-        scored = (x0 != xt[:, None]).flatten(0, 1) if self.carry_over else None
-        log_p = sequence_log_probs(
-            self.model, x0.flatten(0, 1), scored=scored, max_tokens=self.max_tokens
-        )
-        return (log_q.double() - log_p.view_as(log_q)).float()
+        masked = (x0 != xt[:, None]).any(dim=1)
+        parts = max(1, self.max_tokens // max(1, x0.shape[2]))
+        sequences, candidates = max(1, parts // x0.shape[1]), min(parts, x0.shape[1])
+        log_p = [
+            torch.cat([self._log_p(part, drawn) for part in some.split(candidates, dim=1)], dim=1)
+            for some, drawn in zip(x0.split(sequences), masked.split(sequences), strict=True)
+        ]
+        return (log_q.double() - torch.cat(log_p)).float()
+
+    __call__ = energy
+
+    def _log_p(self, x0: Tensor, masked: Tensor) -> Tensor:
+        """log p_AR [b, k] of x0 [b, k, L], in one call of the model."""
+        prefix = self._shared_prefix(masked) if x0.shape[1] > 1 else 0
+        if prefix:
+            return self._log_p_after(x0, masked, prefix)
+        scored = masked[:, None].expand_as(x0).flatten(0, 1) if self.carry_over else None
+        return _log_probs(self.model, x0.flatten(0, 1), scored).view(x0.shape[:2])
+
+    def _shared_prefix(self, masked: Tensor) -> int:
+        """How many known tokens at the start to score once per sequence, 0 if it does not pay."""
+        # Elsewhere the answer would have to be waited for.
+        if masked.device.type != "cpu" or not hasattr(self.model, "hidden_after_prefix"):
+            return 0
+        length = masked.shape[1]
+        known = int((~masked.any(dim=0)).cumprod(dim=0).sum())
+        prefix = min(known, length - 1)
+        worthwhile = prefix >= max(length * SHORTEST_PREFIX, self.first_position + 1)
+        return prefix if worthwhile else 0
+
+    def _log_p_after(self, x0: Tensor, masked: Tensor, prefix: int) -> Tensor:
+        known, rest = self.model.hidden_after_prefix(x0, prefix)
+        scored = masked[:, None, prefix:].expand(-1, x0.shape[1], -1) if self.carry_over else None
+        rest = rest.flatten(0, 1), x0[..., prefix:].flatten(0, 1)
+        log_p = _sums(self.model, *rest, scored if scored is None else scored.flatten(0, 1))
+        log_p = log_p.view(x0.shape[:2])
+        if self.carry_over:
+            return log_p
+        first = self.first_position
+        return log_p + _sums(self.model, known[:, first:], x0[:, 0, first:prefix], None)[:, None]
 
 
 def sequence_log_probs(
@@ -111,14 +159,20 @@ def sequence_log_probs(
 
 def _log_probs(model: AutoregressiveModel, tokens: Tensor, scored: Tensor | None) -> Tensor:
     first = model.first_position
-    hidden, targets = model.hidden(tokens)[:, first:], tokens[:, first:]
+    scored = None if scored is None else scored[:, first:]
+    return _sums(model, model.hidden(tokens)[:, first:], tokens[:, first:], scored)
+
+
+def _sums(
+    model: AutoregressiveModel, hidden: Tensor, targets: Tensor, scored: Tensor | None
+) -> Tensor:
+    """Log-probabilities of targets [n, l], summed over l, or over `scored` [n, l]: [n] float64."""
     if scored is None:
-        return (
-            _head_log_probs(model, hidden.flatten(0, 1), targets.flatten()).view_as(targets).sum(1)
-        )
-    sequence, position = scored[:, first:].nonzero(as_tuple=True)
-    log_probs = _head_log_probs(model, hidden[sequence, position], targets[sequence, position])
-    return log_probs.new_zeros(len(tokens)).index_add_(0, sequence, log_probs)
+        each = _head_log_probs(model, hidden.flatten(0, 1), targets.flatten())
+        return each.view_as(targets).sum(1)
+    sequence, position = scored.nonzero(as_tuple=True)
+    each = _head_log_probs(model, hidden[sequence, position], targets[sequence, position])
+    return each.new_zeros(len(targets)).index_add_(0, sequence, each)
 
 
 def _head_log_probs(model: AutoregressiveModel, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from edlm_engine import ops
 from edlm_engine.canvas import Tokens, check_canvas, compose_canvas, sequence_seeds
 from edlm_engine.config import GenerationConfig
 from edlm_engine.denoiser import Denoiser, device_of
-from edlm_engine.energy import ARResidualEnergy, Energy, on_grid
+from edlm_engine.energy import ARResidualEnergy, Energy, energy_function, on_grid
+from edlm_engine.models.layers import cast_parameters
 from edlm_engine.plan import CANDIDATES, RESAMPLE, RevealPlan, Step, copy_to, plan_reveals
 from edlm_engine.schedule import LogLinearSchedule
+
+_log = logging.getLogger(__name__)
 
 # A nucleus this small holds the most probable token alone: no vocabulary reaches 1e12 tokens.
 ARGMAX_TOP_P = 1e-12
@@ -83,13 +87,25 @@ class Engine:
         energy: str | Path | None = "default",
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        compile: bool = False,
     ) -> Engine:
         """Load a denoiser with its tokenizer and energy; `path` None is the bundled model.
 
         energy: "ar" or "coar", the AR model beside the denoiser without and with carry-over; the
         folder of another AR model; or None, plain MDLM. "default" is "ar" for the bundled model and
-        None for any other. dtype: of the weights, float32 by default. Raises FileNotFoundError and
-        ValueError as `edlm_engine.loaders.load_bundle` does.
+        None for any other.
+
+        dtype: of the weights. By default the transformer blocks are bfloat16 where the processor
+        or GPU multiplies such numbers (else float32, and a log line says why) and the heads
+        float32: no CPU library product of 16-bit operands returns logits that are not rounded to
+        8 bits. `torch.bfloat16` makes the heads and so the logits bfloat16 too: a quarter less time
+        for the bundled model with K = 4, more for larger vocabularies, and an error of 0.006 nats
+        (root mean square) in a token's log-probability instead of 0.005 from the blocks alone.
+
+        compile: pass the backbones through `torch.compile`; the first steps then take a while.
+
+        A denoiser without time conditioning is folded (see `FoldedDiT`). Raises FileNotFoundError
+        and ValueError as `edlm_engine.loaders.load_bundle` does.
         """
         from edlm_engine.loaders import load_bundle
 
@@ -97,10 +113,19 @@ class Engine:
             raise ValueError(
                 'energy must be "ar", "coar", the folder of an AR model or None, got "nce"'
             )
-        bundle = load_bundle(path, energy=energy, device=device, dtype=dtype or torch.float32)
-        scored = bundle.ar is not None
-        residual = ARResidualEnergy(bundle.ar, carry_over=energy == "coar") if scored else None
-        return cls(bundle.denoiser, residual, bundle.tokenizer)
+        bundle = load_bundle(path, energy=energy, device=device, dtype=torch.float32)
+        denoiser, ar = bundle.denoiser, bundle.ar
+        if not denoiser.config.time_conditioning:
+            denoiser = denoiser.folded()
+        for model in (denoiser, ar):
+            if model is None:
+                continue
+            cast_parameters(model, dtype) if dtype else model.blocks_to(fast_dtype(device))
+            for name in ("hidden", "hidden_after_prefix") if compile else ():
+                if hasattr(model, name):
+                    setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
+        residual = None if ar is None else ARResidualEnergy(ar, carry_over=energy == "coar")
+        return cls(denoiser, residual, bundle.tokenizer)
 
     def generate(
         self,
@@ -143,7 +168,8 @@ class Engine:
             config.energy_times if with_energy else None,
             energy_at_fill=config.final == "sample",
         )
-        with torch.inference_mode(), one_thread() if config.batch_invariant else nullcontext():
+        threads = one_thread() if config.batch_invariant else nullcontext()
+        with torch.inference_mode(), ops.one_head_workspace(), threads:
             run = _Run(self, config, plan, xt, seeds)
             for iteration in _track(plan, progress):
                 for step in plan.steps(iteration, one_by_one=config.batch_invariant):
@@ -192,6 +218,7 @@ class _Run:
         diagnostics = (len(xt), int(plan.energy_steps.max(initial=0)))
         self.ess = torch.full(diagnostics, torch.nan, device=self.device)
         self.log_z = self.ess.clone()
+        self.x0 = self.xt.new_empty(len(xt), config.num_candidates, xt.shape[1])
         self.failures = torch.zeros(len(xt), dtype=torch.int64, device=self.device)
 
     def advance(self, step: Step) -> None:
@@ -259,12 +286,13 @@ class _Run:
         xt, tokens, log_q = xt[:sequences], tokens[: step.energy_draws], log_q[: step.energy_draws]
         draws = step.draws[: step.energy_draws]
         row, position = draws // xt.shape[1], draws % xt.shape[1]
-        x0 = xt[:, None].repeat(1, candidates, 1)
+        x0 = self.x0[:sequences].copy_(xt[:, None])
         x0[row, :, position] = tokens
         unscored = position < getattr(self.engine.energy, "first_position", 0)
         log_q = on_grid(log_q).masked_fill(unscored[:, None], 0)
         log_q = log_q.new_zeros(sequences, candidates).index_add_(0, row, log_q).float()
-        energy = self.engine.energy(x0, xt, log_q, step.times[:sequences].float())
+        energy = energy_function(self.engine.energy)
+        energy = energy(x0, xt, log_q, step.times[:sequences].float())
         if energy.shape != log_q.shape:
             raise ValueError(
                 f"the energy must return shape {list(log_q.shape)}, got {list(energy.shape)}"
@@ -302,6 +330,18 @@ class _Run:
             ess=self.ess.clone(),
             log_z=self.log_z.clone(),
         )
+
+
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the device multiplies such matrices in hardware, else float32, logged."""
+    if torch.device(device).type == "cuda":
+        fast, missing = torch.cuda.is_bf16_supported(including_emulation=False), "bfloat16"
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        missing = "AVX-512 BF16 or AMX"
+    if not fast:
+        _log.info("float32 blocks: %s has no %s", device, missing)
+    return torch.bfloat16 if fast else torch.float32
 
 
 @contextmanager

@@ -65,9 +65,14 @@ def save_model(model: Model, directory: str | Path, *, dtype: torch.dtype | None
 
     A tied head is stored once. Each file is complete or absent.
     """
+    architecture = next((a for a, (_, cls) in ARCHITECTURES.items() if type(model) is cls), None)
+    if architecture is None:
+        raise ValueError(
+            f"model must be a DiT or an AutoregressiveTransformer, got {type(model).__name__}; "
+            "a folded denoiser has no layout on disk, load it unfolded to save it"
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    architecture = next(name for name, (_, cls) in ARCHITECTURES.items() if type(model) is cls)
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {
         # Buffers (the rotary frequencies) keep float32: positions need it.

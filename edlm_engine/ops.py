@@ -19,6 +19,8 @@ Bad numbers. On CPU a row that holds NaN or +inf at an allowed token, or allows 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -119,11 +121,12 @@ def head_sample_candidates(
     """:func:`sample_candidates` of ``hidden [R, D] @ weight.T + bias``, without its [R, V] logits.
 
     ``weight [V, D]``, ``bias [V]`` and ``hidden`` share a dtype. The product is the library's; the
-    logits of some rows at a time lie in ``workspace`` (uint8, :func:`head_workspace`), one call's
-    own if None, and are drawn from while they are hot. Equal to the op on full logits but for the
-    rounding of the product, which may depend on its number of rows. A float32 product is not
-    rounded further; a 16-bit product accumulates in float32 and is rounded to 16 bits, since no
-    library product on CPU returns float32 from 16-bit operands.
+    logits of some rows at a time lie in ``workspace`` (uint8, :func:`head_workspace`; if None, that
+    of :func:`one_head_workspace` or one of the call's own) and are drawn from while they are hot.
+    Equal to the op on full logits but for the rounding of the product, which may depend on its
+    number of rows. A float32 product is not rounded further; a 16-bit product accumulates in
+    float32 and is rounded to 16 bits, since no library product on CPU returns float32 from 16-bit
+    operands.
     """
     tokens = keys.new_empty(len(hidden), num_candidates)
     log_q = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
@@ -169,6 +172,33 @@ def head_workspace(vocab_size: int, rows: int, dtype: torch.dtype, device="cpu")
     return torch.empty(fitting * row, dtype=torch.uint8, device=device)
 
 
+@contextmanager
+def one_head_workspace() -> Iterator[None]:
+    """Within the body, ``head_*`` calls of this thread that are given no workspace share one.
+
+    It has room for :data:`HEAD_WORKSPACE_BYTES` (or one row, if that is more) from the first call
+    on, so a loop of calls allocates it once; pages never written to take no memory on the CPU.
+    """
+    token = _shared.set([])
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+_shared: ContextVar[list[Tensor] | None] = ContextVar("workspace", default=None)
+
+
+def _workspace(vocab_size: int, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The shared workspace if there is one, else one for this call."""
+    shared = None if torch.compiler.is_compiling() else _shared.get()
+    if shared is None:
+        return head_workspace(vocab_size, rows, dtype, device)
+    if not shared or shared[0].device != device or shared[0].numel() < vocab_size * dtype.itemsize:
+        shared[:] = [head_workspace(vocab_size, HEAD_WORKSPACE_BYTES, dtype, device)]
+    return shared[0]
+
+
 def _head_rows(
     hidden: Tensor,
     weight: Tensor,
@@ -192,7 +222,7 @@ def _head_rows(
     if per_row.shape != (rows,):
         raise ValueError(f"{what} must have shape [{rows}], got {list(per_row.shape)}")
     if workspace is None:
-        workspace = head_workspace(vocab, rows, weight.dtype, weight.device)
+        workspace = _workspace(vocab, rows, weight.dtype, weight.device)
     if workspace.dtype != torch.uint8 or workspace.numel() < vocab * weight.itemsize:
         raise ValueError(
             f"workspace must be uint8 with at least {vocab * weight.itemsize} elements, "

@@ -78,6 +78,36 @@ def test_a_transformer_scores_as_its_logits_do():
         assert torch.allclose(got, each.sum(1), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("carry_over", [False, True])
+@pytest.mark.parametrize("bos_id", [0, None])
+@pytest.mark.parametrize("max_tokens", [8, 40, 10_000])
+def test_a_shared_prefix_changes_no_energy(carry_over, bos_id, max_tokens, monkeypatch):
+    torch.manual_seed(0)
+    config = ARConfig(vocab_size=30, length=8, hidden_dim=16, n_blocks=2, n_heads=2, bos_id=bos_id)
+    model = AutoregressiveTransformer(config).eval()
+    torch.nn.init.normal_(model.output_layer.linear.weight)
+    xt = torch.randint(29, (3, 8))
+    xt[0, 5:], xt[1, 4:], xt[2, 6] = 29, 29, 29
+    x0 = torch.where((xt == 29)[:, None], torch.randint(29, (3, 5, 8)), xt[:, None])
+    given = x0, xt, torch.randn(3, 5), torch.ones(3)
+    energy = ARResidualEnergy(model, carry_over, max_tokens=max_tokens)
+    prefixes = []
+    shared = model.hidden_after_prefix
+
+    def recording(tokens, prefix):
+        prefixes.append(prefix)
+        return shared(tokens, prefix)
+
+    model.hidden_after_prefix = recording
+    with torch.inference_mode():
+        got = energy(*given)
+        # Per call the shortest prefix of its sequences: all three, or one at a time.
+        assert set(prefixes) == {8: set(), 40: {4, 5, 6}, 10_000: {4}}[max_tokens]
+        monkeypatch.setattr("edlm_engine.energy.SHORTEST_PREFIX", 2.0)
+        wanted = energy(*given)
+    assert torch.allclose(got, wanted, rtol=0, atol=1e-4) and wanted.std() > 1
+
+
 def test_sums_do_not_depend_on_the_order():
     values = -torch.rand(4096, generator=torch.Generator().manual_seed(0)) * 30
     exact = on_grid(values)
@@ -86,6 +116,13 @@ def test_sums_do_not_depend_on_the_order():
     assert exact.sum() == exact[order].sum() == exact[order].cumsum(0)[-1]
     special = on_grid(torch.tensor([-math.inf, math.nan]))
     assert special[0] == -math.inf and special[1].isnan()
+
+
+def test_it_is_a_callable_and_an_object_with_the_method():
+    energy = ARResidualEnergy(TableAR(4, 4))
+    x0, xt, log_q = some_candidates()
+    given = x0, xt, log_q, torch.ones(3)
+    assert torch.equal(energy(*given), energy.energy(*given))
 
 
 def test_bad_max_tokens():

@@ -178,6 +178,73 @@ def test_batch_invariant_with_transformers(transformers, dtype):
             same_diagnostics(out, whole, rows)
 
 
+@pytest.fixture(scope="module")
+def bundled():
+    return {dtype: Engine.from_pretrained(dtype=dtype) for dtype in (None, torch.float32)}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_batch_invariant_with_the_bundled_model(bundled, dtype):
+    config = GenerationConfig(steps=8, num_candidates=2, batch_invariant=True)
+    seeds = [10, 11, 12]
+    whole = threads(2, lambda: bundled[dtype].generate(3, config=config, seed=seeds))
+    for rows, count in (([0], 1), ([2, 1], 2), ([1, 1, 0], 1)):
+        given = {"seed": [seeds[b] for b in rows], "config": config}
+        out = threads(
+            count, lambda given=given: bundled[dtype].generate(len(given["seed"]), **given)
+        )
+        assert torch.equal(out.sequences, whole.sequences[rows])
+        same_diagnostics(out, whole, rows)
+
+
+# The head and its workspace
+
+
+class Headless:
+    """A denoiser that shows its logits only."""
+
+    def __init__(self, model):
+        self.mask_id, self.vocab_size, self.length = model.mask_id, model.vocab_size, model.length
+        self.logits = model.logits
+
+
+@pytest.mark.parametrize("window", [1.0, 0.4])
+def test_the_fused_head_draws_what_full_logits_draw(bundled, window):
+    engine = bundled[torch.float32]
+    config = GenerationConfig(steps=8, num_candidates=2, window=window)
+    fused = engine.generate(2, config=config, seed=3)
+    full = Engine(Headless(engine.denoiser), engine.energy).generate(2, config=config, seed=3)
+    assert torch.equal(fused.sequences, full.sequences)
+    torch.testing.assert_close(fused.log_z, full.log_z, rtol=0, atol=1e-2, equal_nan=True)
+
+
+@pytest.mark.parametrize("window", [1.0, (0.2, 0.6)])
+def test_one_workspace_serves_both_heads_and_all_steps(transformers, monkeypatch, window):
+    allocated = []
+    op = ops.head_workspace
+    monkeypatch.setattr(
+        ops, "head_workspace", lambda *given: (allocated.append(given), op(*given))[1]
+    )
+    denoiser, ar = transformers
+    engine = Engine(denoiser, ARResidualEnergy(ar, max_tokens=24))
+    for runs in (1, 2):
+        engine.generate(3, config=GenerationConfig(steps=6, num_candidates=3, window=window))
+        assert len(allocated) == runs
+    ops.head_token_log_probs(torch.zeros(5, 7), torch.zeros(9, 7), torch.zeros(5).long())
+    assert len(allocated) == 3  # outside a generation each call has its own
+
+
+def test_candidates_share_one_buffer(tiny):
+    kept = []
+
+    def energy(x0, xt, log_q, t):
+        kept.append(x0)
+        return log_q
+
+    assert Engine(table_denoiser(tiny), energy).generate(5, config=CONFIG).nfe.sum() > 5
+    assert len(kept) > 1 and len({x0.data_ptr() for x0 in kept}) == 1
+
+
 # What a generation reports
 
 
@@ -276,6 +343,19 @@ def test_an_energy_sees_whole_candidates_and_their_log_q(tiny):
     config = dataclasses.replace(CONFIG, temperature=0.8)
     out = Engine(base, energy, schedule=LATE).generate(30, config=config)
     assert sum(calls) * 3 == out.energy_evaluations.sum() > 0
+
+
+def test_an_energy_may_be_an_object_with_the_method(tiny, ar, engine):
+    class Scorer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.right = ARResidualEnergy(ar)
+
+        def energy(self, x0, xt, log_q, t):
+            return self.right(x0, xt, log_q, t)
+
+    out = Engine(table_denoiser(tiny), Scorer(), schedule=LATE).generate(9, config=CONFIG)
+    assert torch.equal(out.sequences, engine.generate(9, config=CONFIG).sequences)
 
 
 @pytest.mark.parametrize(("window", "some"), [(0, False), (0.1, True), ((0.0, 0.0), False)])
@@ -417,7 +497,7 @@ def folder(tmp_path, transformers):
     ("energy", "carry_over"), [("default", None), (None, None), ("ar", False), ("coar", True)]
 )
 def test_from_pretrained(folder, transformers, energy, carry_over):
-    engine = Engine.from_pretrained(folder, energy=energy)
+    engine = Engine.from_pretrained(folder, energy=energy, dtype=torch.float32)
     assert (engine.energy is None) == (carry_over is None)
     by_hand = None
     if carry_over is not None:
@@ -436,6 +516,44 @@ def test_from_pretrained_with_an_energy_elsewhere(folder, tmp_path):
     assert engine.energy.model.head[0].dtype == engine.denoiser.head[0].dtype == torch.bfloat16
     with pytest.raises(FileNotFoundError, match="no model at"):
         Engine.from_pretrained(folder, energy="ar")
+
+
+@pytest.mark.parametrize("processor", [True, False])
+def test_bfloat16_blocks_by_default_where_the_processor_has_them(
+    folder, monkeypatch, caplog, processor
+):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: processor)
+    with caplog.at_level("INFO"):
+        engine = Engine.from_pretrained(folder, energy="ar")
+    fast = torch.bfloat16 if processor else torch.float32
+    for model in (engine.denoiser, engine.energy.model):
+        assert model.head[0].dtype == torch.float32
+        assert {p.dtype for p in model.blocks.parameters()} == {fast}
+    assert ("float32 blocks: cpu has no AVX-512 BF16 or AMX" in caplog.text) != processor
+    assert engine.generate(2, config=GenerationConfig(steps=4, num_candidates=2)).ess.numel()
+
+
+def test_from_pretrained_compiles_the_backbones(folder, monkeypatch):
+    compiled = []
+    to_compiled = torch.compile
+
+    def compile_eagerly(function, **options):
+        compiled.append(function)
+        return to_compiled(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    options = {"energy": "ar", "dtype": torch.float32}
+    engine = Engine.from_pretrained(folder, compile=True, **options)
+    assert [method.__name__ for method in compiled] == [
+        "hidden",  # of the denoiser
+        "hidden",
+        "hidden_after_prefix",
+    ]
+    config = GenerationConfig(steps=3, num_candidates=2)
+    plain = Engine.from_pretrained(folder, **options).generate(3, config=config, prompt=[5] * 9)
+    out = engine.generate(3, config=config, prompt=[5] * 9)
+    assert torch.equal(out.sequences, plain.sequences)
 
 
 def test_from_pretrained_errors(tmp_path):

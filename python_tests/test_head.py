@@ -53,6 +53,34 @@ def test_a_workspace_serves_again():
         ops.head_token_log_probs(hidden, weight, keys, workspace=workspace[:1203])
 
 
+def test_calls_share_a_workspace_that_grows(monkeypatch):
+    hidden, weight, bias = head_inputs()
+    keys = torch.arange(50)
+    want = ops.head_sample_candidates(hidden, weight, keys, 2, bias=bias)[0]
+    sizes = []
+    op = ops.head_workspace
+
+    def recording(*given):
+        sizes.append(op(*given).numel())
+        return op(*given)
+
+    monkeypatch.setattr(ops, "head_workspace", recording)
+    monkeypatch.setattr(ops, "HEAD_WORKSPACE_BYTES", 7 * 100 * 4)
+    with ops.one_head_workspace():
+        for _ in range(2):
+            ops.head_token_log_probs(hidden, weight[:100], keys)
+        for _ in range(2):
+            assert torch.equal(
+                ops.head_sample_candidates(hidden, weight, keys, 2, bias=bias)[0], want
+            )
+        assert sizes == [7 * 100 * 4]
+        wide = weight.repeat(3, 1)
+        got = ops.head_token_log_probs(hidden, wide, keys)
+        assert sizes == [7 * 100 * 4, 903 * 4]
+    assert torch.equal(got, ops.head_token_log_probs(hidden, wide, keys))
+    assert len(sizes) == 3
+
+
 def test_workspace_is_bounded():
     assert ops.head_workspace(50258, 10**6, torch.float32).numel() <= ops.HEAD_WORKSPACE_BYTES
     assert ops.head_workspace(10**9, 5, torch.bfloat16, "meta").numel() == 2 * 10**9

@@ -147,6 +147,12 @@ def test_config_that_is_not_an_object(tmp_path, text):
         load_model(tmp_path)
 
 
+def test_a_folded_denoiser_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="a folded denoiser has no layout on disk"):
+        save_model(dit().folded(), tmp_path / "folded")
+    assert not (tmp_path / "folded").exists()
+
+
 def test_kinds_are_not_confused(tmp_path):
     save_model(dit(), tmp_path / "dit")
     save_model(ar(), tmp_path / "ar")
@@ -234,6 +240,18 @@ def test_transformers_model_scores_as_itself(tmp_path, bos_id):
     weight, bias = scorer.head
     torch.testing.assert_close(scorer.hidden(x0)[:, first:] @ weight.T, wanted, rtol=0, atol=1e-5)
     assert bias is None
+
+
+def test_transformers_model_in_bfloat16_keeps_its_float32_head(tmp_path):
+    model = tiny_gpt2(12)
+    model.save_pretrained(tmp_path)
+    scorer = load_ar(tmp_path, dtype=torch.float32).blocks_to(torch.bfloat16)
+    assert {p.dtype for p in scorer.model.base_model.parameters()} == {torch.bfloat16}
+    assert torch.equal(scorer.head[0], model.lm_head.weight)
+    x0 = tokens(3, 9)
+    got, wanted = scorer.logits(x0), load_ar(tmp_path).logits(x0)
+    assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
+    assert 0 < (got - wanted).abs().max() < 0.05 * wanted.abs().max()
 
 
 def test_transformers_model_with_capped_logits_is_refused():

@@ -257,3 +257,55 @@ def test_bad_tokens_are_named():
         dit().logits(tokens(2, 13), torch.zeros(2))
     with pytest.raises(ValueError, match=r"tokens must be integers .* got torch.float32 \[2, 3\]"):
         ar().hidden(torch.zeros(2, 3))
+
+
+def test_folding_changes_nothing_but_speed():
+    for tied in (False, True):
+        model = dit(tie_word_embeddings=tied)
+        names = set(dict(model.folded().named_parameters()))
+        assert not any("adaLN" in name or "sigma" in name for name in names)
+        xt, sigma = tokens(3, 12, vocab=11), torch.tensor([0.1, 1.0, 6.0])
+        with torch.inference_mode():
+            wanted = model.logits(xt, sigma)
+            got = model.folded().logits(xt, sigma)
+        assert wanted.std() > 0.5
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="time_conditioning must be False to fold a DiT, got True"):
+        dit(time_conditioning=True).folded()
+
+
+@pytest.mark.parametrize(
+    "make", [dit, lambda **c: dit(**c).folded(), lambda **c: ar(bos_id=0, **c)]
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_bfloat16_blocks_leave_the_head_alone(make, tied):
+    """The logits of such a model are float32 and not rounded to 8 bits on their way."""
+    exact = make(tie_word_embeddings=tied)
+    mixed = make(tie_word_embeddings=tied).blocks_to(torch.bfloat16)
+    dtypes = {name: p.dtype for name, p in mixed.named_parameters()}
+    assert all((dtypes[n] == torch.bfloat16) == n.startswith("blocks.") for n in dtypes)
+    assert mixed.rotary_emb.inv_freq.dtype == torch.float32
+    given = (tokens(2, 12),) if hasattr(exact, "bos_id") else (tokens(2, 12), torch.zeros(2))
+    with torch.inference_mode():
+        wanted, got = exact.logits(*given), mixed.logits(*given)
+    assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
+    error = (got - wanted).abs().max() / wanted.abs().max()
+    assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize("bos_id", [3, None])
+def test_a_shared_prefix_changes_no_hidden_state(bos_id):
+    model = ar(bos_id=bos_id)
+    x0 = tokens(2 * 3, 12).view(2, 3, 12)
+    for prefix in (2, 7, 11):
+        x0[:, :, :prefix] = x0[:, :1, :prefix]
+        with torch.inference_mode():
+            wanted = model.hidden(x0.flatten(0, 1)).view(2, 3, 12, -1)
+            known, rest = model.hidden_after_prefix(x0, prefix)
+        assert wanted[:, :, prefix:].std(dim=1).mean() > 0.1 or prefix == 11
+        torch.testing.assert_close(known, wanted[:, 0, :prefix], rtol=0, atol=1e-5)
+        torch.testing.assert_close(rest, wanted[:, :, prefix:], rtol=0, atol=1e-5)
+    first = model.first_position
+    for prefix in (first, 12):
+        with pytest.raises(ValueError, match=rf"prefix must be in \({first}, 12\), got {prefix}"):
+            model.hidden_after_prefix(x0, prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from edlm_engine.models.layers import (
     Transformer,
     TransformerConfig,
     require_tokens,
+    split_heads,
 )
 
 
@@ -42,9 +44,27 @@ class ARConfig(TransformerConfig):
 class ARBlock(Block):
     causal = True
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.attend(self.norm1(x), rotary)
-        return x + self.feed_forward(self.norm2(x))
+    def after_prefix(
+        self, prefix: Tensor, rest: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The block on prefix [b, P, D] and rest [b * K, R, D], K of which go on from each."""
+        length, copies = prefix.shape[1], len(rest) // len(prefix)
+        before, after = zip(
+            *(angle.split((length, rest.shape[1])) for angle in rotary), strict=True
+        )
+        q, k, v = split_heads(self.attn_qkv(self.norm1(prefix)), self.n_heads, before)
+        prefix = self._mix(prefix, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        q, *new = split_heads(self.attn_qkv(self.norm1(rest)), self.n_heads, after)
+        k, v = (
+            torch.cat((seen.repeat_interleave(copies, 0), own), dim=2)
+            for seen, own in zip((k, v), new, strict=True)
+        )
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(length)
+        return prefix, self._mix(rest, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+    def _mix(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + self.attn_out(mixed.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
 
 
 class AROutput(nn.Module):
@@ -93,18 +113,31 @@ class AutoregressiveTransformer(Transformer):
         require_tokens(tokens, "tokens", self.length)
         seen = tokens[:, :-1]
         if self.bos_id is None:
-            return F.pad(self._states(seen), (0, 0, 1, 0))
-        return self._states(F.pad(seen, (1, 0), value=self.bos_id))
+            return F.pad(self.run_blocks(seen), (0, 0, 1, 0))
+        return self.run_blocks(F.pad(seen, (1, 0), value=self.bos_id))
+
+    def hidden_after_prefix(self, tokens: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """`hidden` of tokens [b, K, L] that share their first `prefix` over K, without dropout.
+
+        Returns the rows of those positions [b, prefix, D], computed once for all K, and the others
+        [b, K, L - prefix, D]: up to rounding the values of `hidden`. `prefix` must lie between
+        `first_position` + 1 and L - 1.
+        """
+        groups, candidates, length = tokens.shape
+        first = self.first_position
+        if not first < prefix < length:
+            raise ValueError(f"prefix must be in ({first}, {length}), got {prefix}")
+        seen = tokens[..., :-1] if first else F.pad(tokens[..., :-1], (1, 0), value=self.bos_id)
+        rotary = self.rotary_emb(seen.shape[-1])
+        known = self.embed(seen[:, 0, : prefix - first])
+        rest = self.embed(seen[..., prefix - first :].flatten(0, 1))
+        for block in self.blocks:
+            known, rest = block.after_prefix(known, rest, rotary)
+        known, rest = self.final_norm(known), self.final_norm(rest)
+        return F.pad(known, (0, 0, first, 0)), rest.unflatten(0, (groups, candidates))
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Raw logits [n, L, V]; row l predicts token l. The caller excludes `forbidden_id`."""
         return self.output_layer.linear(self.hidden(tokens))
 
     forward = logits
-
-    def _states(self, seen: Tensor) -> Tensor:
-        rotary = self.rotary_emb(seen.shape[1])
-        x = self.vocab_embed(seen)
-        for block in self.blocks:
-            x = block(x, rotary)
-        return self.output_layer.norm_final(x)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm_engine.models.layers import require_tokens
+from edlm_engine.models.layers import cast_parameters, require_tokens
 
 
 class CausalLMScorer(nn.Module):
@@ -69,6 +69,13 @@ class CausalLMScorer(nn.Module):
         linear = self.model.get_output_embeddings()
         return linear.weight, getattr(linear, "bias", None)
 
+    def blocks_to(self, dtype: torch.dtype) -> CausalLMScorer:
+        """Run all but the head in `dtype`; a head tied to the embedding gets its own weight."""
+        linear = self.model.get_output_embeddings()
+        linear.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
+        cast_parameters(self.model.base_model, dtype)
+        return self
+
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens [n, L] -> [n, L, D], where row l depends on tokens[:, :l] only.
 
@@ -87,7 +94,8 @@ class CausalLMScorer(nn.Module):
     forward = logits
 
     def _states(self, seen: Tensor) -> Tensor:
-        return self.model.base_model(input_ids=seen, use_cache=False).last_hidden_state
+        states = self.model.base_model(input_ids=seen, use_cache=False).last_hidden_state
+        return states.to(self.head[0].dtype)
 
     @torch.no_grad()
     def _require_plain_head(self) -> None:

@@ -55,6 +55,12 @@ def require_tokens(tokens: Tensor, name: str, length: int) -> None:
         )
 
 
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters to `dtype` in place; buffers, the rotary frequencies, keep float32."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 class Embedding(nn.Module):
     def __init__(self, vocab_size: int, hidden_dim: int) -> None:
         super().__init__()
@@ -66,14 +72,16 @@ class Embedding(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a weight and no bias; statistics are float32 whatever the input is."""
+    """Layer norm without a bias (but see `FoldedDiT`); statistics are float32 for any input."""
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_dim))
+        self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), None, 1e-5)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, 1e-5)
 
 
 class Rotary(nn.Module):
@@ -104,17 +112,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def attention(qkv: Tensor, n_heads: int, rotary: tuple[Tensor, Tensor], causal: bool) -> Tensor:
-    """[B, L, 3 D], rows ordered (three, head, dim) -> [B, L, D]."""
+def split_heads(
+    qkv: Tensor, n_heads: int, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, L, 3 D], rows ordered (three, head, dim) -> q, k, v, each [B, heads, L, head_dim]."""
     qkv = qkv.unflatten(-1, (3, n_heads, -1))
     cos, sin = (angle.to(qkv.dtype) for angle in rotary)
     q, k = rotate(qkv[:, :, :2], cos, sin).transpose(1, 3).unbind(2)
-    v = qkv[:, :, 2].transpose(1, 2)
+    return q, k, qkv[:, :, 2].transpose(1, 2)
+
+
+def attention(qkv: Tensor, n_heads: int, rotary: tuple[Tensor, Tensor], causal: bool) -> Tensor:
+    """[B, L, 3 D] -> [B, L, D]."""
+    q, k, v = split_heads(qkv, n_heads, rotary)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block without its residual wiring, which differs between models."""
+    """Pre-norm transformer block."""
 
     causal = False
 
@@ -132,6 +147,10 @@ class Block(nn.Module):
             nn.Linear(config.mlp_ratio * dim, dim),
         )
         self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.attend(self.norm1(x), rotary)
+        return x + self.feed_forward(self.norm2(x))
 
     def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         mixed = attention(self.attn_qkv(x), self.n_heads, rotary, self.causal)
@@ -158,6 +177,31 @@ class Transformer(nn.Module):
     def head(self) -> tuple[Tensor, Tensor]:
         """(weight [V, D], bias [V]): `logits = hidden @ weight.T + bias`."""
         return self.output_layer.linear.weight, self.output_layer.linear.bias
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What enters the blocks, in their dtype."""
+        return self.vocab_embed(tokens).to(self.blocks[0].attn_qkv.weight.dtype)
+
+    def blocks_to(self, dtype: torch.dtype) -> Transformer:
+        """Run the blocks in `dtype`; the embedding, the last norm and the head keep theirs.
+
+        With bfloat16 blocks under a float32 head nothing rounds the logits to 8 bits.
+        """
+        cast_parameters(self.blocks, dtype)
+        return self
+
+    def run_blocks(self, tokens: Tensor) -> Tensor:
+        """tokens [n, l] -> [n, l, D], the blocks (without conditioning) and last norm."""
+        rotary = self.rotary_emb(tokens.shape[1])
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.final_norm(x)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The norm before the head, in the head's dtype."""
+        norm = self.output_layer.norm_final
+        return norm(x.to(norm.weight.dtype))
 
     def tie_head(self) -> None:
         """Make the head's weight the embedding itself, where the configuration says so."""
