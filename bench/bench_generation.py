@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import baselines
-from bench.models import pair
+from bench.models import Size, pair, random_pair
 from bench.phases import PhaseTimer, peak_memory
 from edlm_engine import ARResidualEnergy, Engine, GenerationConfig
 
@@ -124,3 +124,40 @@ def bench_scaling(measure, benchmark, axis, point):
         detail=False,
         **options,
     )
+
+
+@functools.cache
+def small_engine(length: int, vocab: int) -> Engine:
+    """Two blocks of width 64 with random weights: where the vocabulary and the length show."""
+    denoiser, ar = random_pair(Size(64, 2, 2, length, vocab), BF16)
+    return Engine(denoiser, ARResidualEnergy(ar))
+
+
+SIZES_UP = {
+    "length of a small model": [(n, 4096) for n in (128, 256, 512, 1024, 2048, 4096)],
+    "vocabulary of a small model": [(256, v) for v in (28, 1024, 4096, 16384, 65536, 262144)],
+}
+
+
+@pytest.mark.parametrize(
+    ("axis", "length", "vocab"),
+    [(axis, *size) for axis, sizes in SIZES_UP.items() for size in sizes],
+)
+def bench_size(measure, benchmark, axis, length, vocab):
+    """Eight steps with K = 2 as the problem itself grows."""
+    engine = small_engine(length, vocab)
+    config = GenerationConfig(steps=8, num_candidates=2)
+    value = length if axis.startswith("length") else vocab
+    out = measure(
+        lambda: engine.generate(config=config),
+        f"{axis.split()[0]}={value}",
+        group=f"scaling with {axis}",
+        rounds=3,
+        warmup=1,
+    )
+    benchmark.extra_info |= {
+        "axis": axis,
+        "value": value,
+        "nfe": out.nfe.float().mean().item(),
+        "energy_evaluations": out.energy_evaluations.float().mean().item(),
+    }

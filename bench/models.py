@@ -30,7 +30,11 @@ def pair(name: str, dtype: torch.dtype):
     if name == "bundled":
         engine = Engine.from_pretrained(dtype=dtype)
         return engine.denoiser, engine.energy.model
-    size = SIZES[name]
+    return random_pair(SIZES[name], dtype)
+
+
+def random_pair(size: Size, dtype: torch.dtype):
+    """A denoiser and an AR model of ``size`` with random weights."""
     torch.manual_seed(0)
     common = {"hidden_dim": size.hidden_dim, "n_blocks": size.blocks, "n_heads": size.heads}
     denoiser = DiT(

@@ -215,7 +215,7 @@ def _bench(args: argparse.Namespace) -> None:
     sys.path.insert(0, str(root))
     from bench.report import write_report
 
-    print(write_report(results, args.report))
+    print(write_report([results], args.report))
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import torch
 from edlm_engine import _C
 
 OPS = ("stream_keys", "sample_candidates", "token_log_probs", "resample", "reveal_steps")
+HEAD_OPS = ("head_sample_candidates", "head_token_log_probs")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "accelerate", "cupy")
 BUNDLED = Path(__file__).with_name("assets") / "novels"
 
@@ -27,7 +28,8 @@ def collect() -> dict:
         "compiler": build["compiler"],
         "cpu": {"instruction set": build["cpu_isa"], "threads": torch.get_num_threads()},
         "cuda": cuda_state(),
-        "ops": {name: backends(name) for name in OPS},
+        "ops": {name: backends(name) for name in OPS}
+        | dict.fromkeys(HEAD_OPS, f"torch's matrix product, then {backends(OPS[1])}"),
         "bundled model": bundled(),
     }
 
