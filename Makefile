@@ -9,10 +9,10 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 .PHONY: demo test lint format bench gpu check-torch-cuda build clean
 
 demo: build
-	$(BIN)/edlm generate --num 2 --progress
+	$(BIN)/edlm generate --num 2 --top-p 0.9 --progress
 
 test: build
-	$(BIN)/ctest --test-dir build/cmake --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir build/cmake -j 2 --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest python_tests
 
 bench: build

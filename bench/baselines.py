@@ -84,7 +84,8 @@ def released_edlm(
             if num_candidates > 1 and t >= 1 - window:
                 probs = _released_choice(ar, probs, num_candidates, vocab)
             cached = probs
-        reverse = cached * (t - s)
+        # In the released code the times are a float32 tensor, which promotes this race to float32.
+        reverse = cached.float() * (t - s)
         reverse[..., mask_id] = s
         proposed = released_race(reverse)
         xs = torch.where(xt == mask_id, proposed, xt)

@@ -193,5 +193,5 @@ def _ops(groups: dict) -> str:
                 share = f"{info['bytes'] / _median(b) / bandwidth:.0%}"
             ratio = _median(b) / info["rows"] / base
             rows.append([info["name"], f"{ratio:.2f} x", _spread(b), share])
-        parts += [f"**{name}**", _table(["", "time per row", "spread", "of bandwidth"], rows)]
+        parts += [f"**{name}**", _table(["", "time per row", "spread", "of read bandwidth"], rows)]
     return "\n\n".join(parts)
