@@ -62,39 +62,43 @@ EDLM_HD Floats exp_scaled(Floats t, Floats scale) {
   return x < -125.5f ? Floats{} : p * power;
 }
 
-template <int kLanes>
-EDLM_HD float add_lanes(const float* lanes) {
+// op over the lanes, by halves: a chain over 16 lanes would cost more than a short row.
+template <int kLanes, class Op>
+EDLM_HD float fold(const float* lanes, Op op) {
   if constexpr (kLanes == 1) {
     return lanes[0];
   } else {
     float half[kLanes / 2];
-    for (int i = 0; i < kLanes / 2; ++i) half[i] = lanes[i] + lanes[i + kLanes / 2];
-    return add_lanes<kLanes / 2>(half);
+    for (int i = 0; i < kLanes / 2; ++i) half[i] = op(lanes[i], lanes[i + kLanes / 2]);
+    return fold<kLanes / 2>(half, op);
   }
 }
 EDLM_HD float add_lanes(Floats value) {
   float lanes[kWidth];
   store(lanes, value);
-  return add_lanes<kWidth>(lanes);
+  return fold<kWidth>(lanes, [](float a, float b) { return a + b; });
 }
 EDLM_HD float max_lanes(Floats value) {
-  float result = value[0];
-  for (int i = 1; i < kWidth; ++i) result = value[i] > result ? value[i] : result;
-  return result;
+  float lanes[kWidth];
+  store(lanes, value);
+  return fold<kWidth>(lanes, [](float a, float b) { return a > b ? a : b; });
 }
 
 // Copies [begin, begin + count) as floats, the forbidden token as -inf, padded with -inf.
 template <class T>
 EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float* to) {
   const T* from = static_cast<const T*>(row.logits) + begin;
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
+  const int64_t padded = ceil_div(count, kPad) * kPad;
+  for (int64_t i = padded - kPad; i < padded; i += kWidth) store(to + i, splat(kMinusInf));
+  for (int64_t i = 0; i + kWidth <= count; i += kWidth) {
     __builtin_prefetch(from + i + kChunk);
     store(to + i, load(from + i));
   }
-  for (; i < count; ++i) to[i] = to_float(from[i]);
-  const int64_t padded = ceil_div(count, kPad) * kPad;
-  for (; i < padded; ++i) to[i] = kMinusInf;
+  if (count >= kWidth) {
+    store(to + count - kWidth, load(from + count - kWidth));  // overlaps the last whole register
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
+  }
   const int64_t forbidden = row.forbidden_id - begin;
   if (forbidden >= 0 && forbidden < count) to[forbidden] = kMinusInf;
   return padded;

@@ -41,16 +41,43 @@ class RowSampler {
   CellWeights weights_;
 };
 
-// The tokens of the nucleus in token order, with weights relative to the row's reference.
+// The tokens of the nucleus in token order.
 struct Nucleus {
   std::vector<int64_t> ids;
-  std::vector<double> weights;
-  double sum = 0;
+  std::vector<double> weights;      // relative to the row's reference
+  std::vector<double> prefix_sums;  // inclusive
+
+  double sum() const { return prefix_sums.back(); }
 
   int64_t draw(double u) const {
-    return ids[pick(weights.data(), int64_t(weights.size()), sum, u).index];
+    const auto beyond = std::upper_bound(prefix_sums.begin(), prefix_sums.end(), u * sum());
+    return ids[std::min<size_t>(beyond - prefix_sums.begin(), ids.size() - 1)];
   }
 };
+
+// The largest weight such that the weights at or above it reach `wanted`. Only the weights of one
+// bucket are sorted: buckets are the upper bits of a positive float, which rise with it.
+double nucleus_threshold(const std::vector<double>& weights, double wanted) {
+  const auto bucket_of = [](double weight) { return int64_t(to_bits(float(weight)) >> 18); };
+  const auto [least, most] = std::minmax_element(weights.begin(), weights.end());
+  const int64_t first = bucket_of(*least);
+  std::vector<double> mass(bucket_of(*most) - first + 1);
+  for (const double weight : weights) mass[bucket_of(weight) - first] += weight;
+  int64_t bucket = int64_t(mass.size()) - 1;
+  double above = 0;
+  while (bucket > 0 && above + mass[bucket] < wanted) above += mass[bucket--];
+
+  std::vector<double> sorted;
+  for (const double weight : weights) {
+    if (bucket_of(weight) - first == bucket) sorted.push_back(weight);
+  }
+  std::sort(sorted.begin(), sorted.end(), std::greater<>());
+  for (const double weight : sorted) {
+    above += weight;
+    if (above >= wanted) return weight;
+  }
+  return sorted.back();
+}
 
 // The smallest set of most likely tokens whose probabilities reach top_p, with all tokens tied
 // with its last one. Tokens below (1 - top_p) / V hold less than 1 - top_p together, so they are
@@ -69,26 +96,16 @@ void find_nucleus(const Row& row, const RowTotal& total, float top_p, Nucleus& n
       nucleus.weights.push_back(weights[i]);
     }
   }
-  std::vector<double> sorted = nucleus.weights;
-  std::sort(sorted.begin(), sorted.end(), std::greater<>());
-  double threshold = sorted.back(), reached = 0;
-  for (const double weight : sorted) {
-    reached += weight;
-    if (reached >= double(top_p) * total.sum) {
-      threshold = weight;
-      break;
-    }
-  }
+  const double threshold = nucleus_threshold(nucleus.weights, double(top_p) * total.sum);
   size_t kept = 0;
-  nucleus.sum = 0;
+  double sum = 0;
+  nucleus.prefix_sums.clear();
   for (size_t i = 0; i < nucleus.ids.size(); ++i) {
     if (nucleus.weights[i] < threshold) continue;
-    nucleus.ids[kept] = nucleus.ids[i];
-    nucleus.sum += nucleus.weights[kept] = nucleus.weights[i];
-    ++kept;
+    nucleus.ids[kept++] = nucleus.ids[i];
+    nucleus.prefix_sums.push_back(sum += nucleus.weights[i]);
   }
   nucleus.ids.resize(kept);
-  nucleus.weights.resize(kept);
 }
 
 }  // namespace
@@ -108,7 +125,7 @@ Status sample_candidates(const SampleCandidatesArgs& args, int64_t begin, int64_
     double log_z = total.log_z;
     if (args.top_p < 1) {
       find_nucleus(row, total, args.top_p, nucleus);
-      log_z = std::log(nucleus.sum);
+      log_z = std::log(nucleus.sum());
     }
     RowSampler sampler(row, scratch, total.sum);
     for (int64_t j = 0; j < args.num_candidates; ++j) {

@@ -36,16 +36,22 @@ struct Pick {
 // Rounding overshoot ends at the last index of positive weight, never at an impossible one.
 template <class Weight>
 EDLM_HD Pick pick(const Weight* weights, int64_t count, double total, double share) {
-  double rest = share * total;
-  Pick last = {0, 1.0};
+  const double target = share * total;
+  double prefix = 0, before = 0;
+  int64_t index = 0;
+  // No early exit: where it comes is random, and a branch that is not foreseen costs more than the
+  // sums it saves and keeps draws from overlapping.
   for (int64_t i = 0; i < count; ++i) {
-    const double weight = double(weights[i]);
-    if (!(weight > 0)) continue;
-    if (rest < weight) return {i, rest / weight};
-    rest -= weight;
-    last.index = i;
+    prefix += double(weights[i]);
+    const bool passed = prefix <= target;
+    index += passed;
+    before = passed ? prefix : before;
   }
-  return last;
+  if (index < count) return {index, (target - before) / double(weights[index])};
+  do {
+    --index;
+  } while (index > 0 && !(weights[index] > 0));
+  return {index, 1.0};
 }
 
 // One cell's weights, summed by groups: a walk over 8 groups and 16 tokens instead of 128 tokens.
