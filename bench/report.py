@@ -18,12 +18,16 @@ PHASES = ("denoiser", "head + draw", "energy", "resample", "plan", "everything e
 def write_report(results: list[Path], folder: Path) -> Path:
     """Read ``results`` and write REPORT.md with its plots into ``folder``; returns the page.
 
-    A group lies in one file, since ratios are within one run; the first file names the machine.
+    A group is taken whole from the last file that has it, since ratios are within one run; the last
+    file names the machine.
     """
-    contents = [json.loads(path.read_text()) for path in results]
-    content, groups = contents[0], defaultdict(list)
-    for benchmark in (b for c in contents for b in c["benchmarks"]):
-        groups[benchmark["group"]].append(benchmark)
+    contents, groups = [json.loads(path.read_text()) for path in results], {}
+    for content in contents:
+        latest = defaultdict(list)
+        for benchmark in content["benchmarks"]:
+            latest[benchmark["group"]].append(benchmark)
+        groups |= latest
+    content = contents[-1]
     folder.mkdir(parents=True, exist_ok=True)
     sections = [
         "# Latency report",
