@@ -15,6 +15,7 @@ from edlm_engine.models.layers import (
     Rotary,
     Transformer,
     TransformerConfig,
+    predict_next,
     require_tokens,
     split_heads,
 )
@@ -111,10 +112,7 @@ class AutoregressiveTransformer(Transformer):
         Without a BOS row 0 is zeros: nothing predicts the first token.
         """
         require_tokens(tokens, "tokens", self.length)
-        seen = tokens[:, :-1]
-        if self.bos_id is None:
-            return F.pad(self.run_blocks(seen), (0, 0, 1, 0))
-        return self.run_blocks(F.pad(seen, (1, 0), value=self.bos_id))
+        return predict_next(self.run_blocks, tokens, self.bos_id)
 
     def hidden_after_prefix(self, tokens: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
         """`hidden` of tokens [b, K, L] that share their first `prefix` over K, without dropout.

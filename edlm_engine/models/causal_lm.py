@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm_engine.models.layers import cast_parameters, require_tokens
+from edlm_engine.models.layers import cast_parameters, predict_next, require_tokens
 
 
 class CausalLMScorer(nn.Module):
@@ -82,10 +82,7 @@ class CausalLMScorer(nn.Module):
         Without a BOS row 0 is zeros: nothing predicts the first token.
         """
         require_tokens(tokens, "tokens", self.length)
-        seen = tokens[:, :-1]
-        if self.bos_id is None:
-            return F.pad(self._states(seen), (0, 0, 1, 0))
-        return self._states(F.pad(seen, (1, 0), value=self.bos_id))
+        return predict_next(self._states, tokens, self.bos_id)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Raw logits [n, L, V]; row l predicts token l."""

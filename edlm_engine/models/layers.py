@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,18 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
     """Parameters to `dtype` in place; buffers, the rotary frequencies, keep float32."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def predict_next(states: Callable[[Tensor], Tensor], tokens: Tensor, bos_id: int | None) -> Tensor:
+    """tokens [n, L] -> [n, L, D] of a left-to-right model, row l from tokens[:, :l] only.
+
+    `states` runs the model on the tokens it may see. Without a BOS row 0 is zeros: nothing predicts
+    the first token.
+    """
+    seen = tokens[:, :-1]
+    if bos_id is None:
+        return F.pad(states(seen), (0, 0, 1, 0))
+    return states(F.pad(seen, (1, 0), value=bos_id))
 
 
 class Embedding(nn.Module):
