@@ -157,6 +157,22 @@ def test_impossible_and_huge_logits(device):
     assert torch.allclose(log_q[1].cpu(), torch.tensor(-math.log(2)))
 
 
+@pytest.mark.parametrize("temperature", [1e-36, 1e-6, 1e6, 1e37])
+def test_extreme_temperatures(temperature, device):
+    """Cold takes the best token; hot takes any but one of -inf or the forbidden one."""
+    logits = random_logits(1, 200, device=device).expand(4096, -1).clone()
+    logits[:, 100:] = -torch.inf
+    options = {"forbidden_id": 5, "temperature": temperature}
+    tokens, log_q = ops.sample_candidates(logits, keys_for(4096, device), 1, **options)
+    allowed = [token for token in range(100) if token != 5]
+    if temperature < 1:
+        logits[:, 5] = -torch.inf
+        assert (tokens[:, 0] == logits.argmax(dim=1)).all() and (log_q.abs() < 1e-6).all()
+    else:
+        assert tokens.unique().tolist() == allowed
+        assert torch.allclose(log_q, torch.full_like(log_q, -math.log(99)), atol=1e-4)
+
+
 def test_far_apart_chunks(device):
     """Chunks whose largest logits differ by more than fp32 exp can span, rising and falling."""
     for slope in (0.05, -0.05):

@@ -41,15 +41,39 @@ EDLM_HD Floats load(const Float16* from) {
   const Uints scaled = (Uints)((Floats)magnitude * 0x1p112f);
   return (Floats)(sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : scaled));
 }
+// 2 * kWidth tokens, in an order of the dtype's own.
+template <class T>
+EDLM_HD void load_two(const T* from, Floats* a, Floats* b) {
+  *a = load(from);
+  *b = load(from + kWidth);
+}
+EDLM_HD void load_two(const BFloat16* from, Floats* a, Floats* b) {
+  Uints words;
+  memcpy(&words, from, sizeof words);
+  *a = (Floats)(words << 16);
+  *b = (Floats)(words & 0xffff0000u);
+}
 EDLM_HD void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
 
+// 1 / T in powers of two, and the t whose power, 2^-127, is 0 as a float.
+struct Scale {
+  Floats log2;
+  Floats lowest;
+};
+EDLM_HD Scale scale_of(float inv_temperature) {
+  // From T = 1e36 on the lowest t would be -inf itself, and no longer tell a forbidden token.
+  const float log2 = inv_temperature > 1e-36f ? inv_temperature * 1.44269504f : 1.44269504e-36f;
+  return {splat(log2), splat(-127 / log2)};
+}
+
 // exp(t / T) for t / T <= 80: relative error below 2e-7, 0 below -87 (where fp32 exp turns
-// subnormal) and at -inf, NaN at NaN. `scale` is 1 / T.
-EDLM_HD Floats exp_scaled(Floats t, Floats scale) {
-  const Floats x = t * (scale * 1.44269504f);
-  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Floats shifted = x + magic;
-  const Floats f = x - (shifted - magic);
+// subnormal) and at -inf, NaN at NaN.
+EDLM_HD Floats exp_scaled(Floats t, const Scale& scale) {
+  t = max(scale.lowest, t);  // in this order NaN stays
+  // 1.5 * 2^23 rounds to an integer when added; 127 is the bias of a float's exponent.
+  const Floats magic = splat(12582912.0f + 127.0f);
+  const Floats shifted = t * scale.log2 + magic;
+  const Floats f = t * scale.log2 - (shifted - magic);
   // 2^f on [-1/2, 1/2], minimax of degree 5 with p(0) = 1.
   Floats p = splat(0.001326472731307149f);
   p = p * f + 0.009671512991189957f;
@@ -58,8 +82,7 @@ EDLM_HD Floats exp_scaled(Floats t, Floats scale) {
   p = p * f + 0.6931470036506653f;
   p = p * f + 1.0f;
   // A product with 2^n, not an integer sum into p's exponent: NaN must stay NaN.
-  const Floats power = (Floats)(((Ints)shifted << 23) + 0x3f800000);
-  return x < -125.5f ? Floats{} : p * power;
+  return p * (Floats)((Ints)shifted << 23);
 }
 
 // op over the lanes, by halves: a chain over 16 lanes would cost more than a short row.
@@ -104,16 +127,18 @@ EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float*
   return padded;
 }
 
-EDLM_HD float max_of(const float* logits, int64_t count) {
+template <class T>
+EDLM_HD float max_of(const T* logits, int64_t count) {
   Floats largest = splat(kMinusInf);
   for (int64_t i = 0; i < count; i += kWidth) largest = max(load(logits + i), largest);
   return max_lanes(largest);
 }
 
 // Sums exp((logit - reference) / T) over a padded chunk and returns its largest logit.
-template <bool kCells>
-EDLM_HD float sum_chunk(const float* logits, int64_t count, float reference, Floats scale,
-                        float* cell_sum, double* chunk_sum) {
+template <bool kCells, class T>
+EDLM_HD float sum_chunk(const T* logits, int64_t count, float reference, const Scale& scale,
+                        const RowSums& sums) {
+  float* cell_sum = sums.cell_sum;
   const Floats shift = splat(reference);
   Floats even_max = splat(kMinusInf), odd_max = even_max, lanes{};
   double sum = 0;
@@ -124,8 +149,9 @@ EDLM_HD float sum_chunk(const float* logits, int64_t count, float reference, Flo
     for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
       // One chunk ahead, beyond the page where the hardware prefetcher stops.
       __builtin_prefetch(logits + i + kChunk);
-      __builtin_prefetch(logits + i + kChunk + kWidth);
-      const Floats a = load(logits + i), b = load(logits + i + kWidth);
+      if (sizeof(T) == 4) __builtin_prefetch(logits + i + kChunk + kWidth);
+      Floats a, b;
+      load_two(logits + i, &a, &b);
       even_max = max(a, even_max);
       odd_max = max(b, odd_max);
       even += exp_scaled(a - shift, scale);
@@ -143,41 +169,49 @@ EDLM_HD float sum_chunk(const float* logits, int64_t count, float reference, Flo
       lanes += even + odd;
     }
   }
-  *chunk_sum = kCells ? sum : add_lanes(lanes);
+  *sums.chunk_sum = kCells ? sum : add_lanes(lanes);
   return max_lanes(max(even_max, odd_max));
+}
+
+// Sums one padded chunk into `sums`, which point at its place, and updates the row's `reference`.
+//
+// The largest logit so far is nearly always a good reference for the next chunk, which then needs
+// one pass. Where it is further than kMaxGap from the chunk's own, the chunk is summed again:
+// nothing overflows, and only tokens below exp(-87 + kMaxGap) of a chunk's best vanish.
+template <bool kCells, class T>
+void add_chunk(const T* logits, int64_t count, const Scale& scale, float inv_temperature,
+               const RowSums& sums, float* reference) {
+  if (*reference == kMinusInf) *reference = max_of(logits, count);
+  float shift = *reference == kMinusInf ? 0.0f : *reference;
+  const float top = sum_chunk<kCells>(logits, count, shift, scale, sums);
+  const float gap = (top - shift) * inv_temperature;
+  if (top != kMinusInf && !(gap < kMaxGap && gap > -kMaxGap)) {
+    shift = top;
+    sum_chunk<kCells>(logits, count, shift, scale, sums);
+  }
+  // A chunk without a token has no say in the row's reference.
+  *sums.chunk_reference = top == kMinusInf ? kMinusInf : shift;
+  *reference = top > *reference ? top : *reference;
 }
 
 template <class T, bool kCells>
 void sum_row(const Row& row, const RowSums& sums) {
   alignas(64) float buffer[kChunk];
-  const Floats scale = splat(row.inv_temperature);
+  const Scale scale = scale_of(row.inv_temperature);
   float reference = kMinusInf;
   for (int64_t chunk = 0, begin = 0; begin < row.vocab; ++chunk, begin += kChunk) {
     const int64_t count = begin + kChunk < row.vocab ? kChunk : row.vocab - begin;
     const bool forbidden = row.forbidden_id >= begin && row.forbidden_id < begin + count;
-    const float* logits = buffer;
-    int64_t padded = count;
-    if (sizeof(T) == sizeof(float) && count % kPad == 0 && !forbidden) {
-      logits = static_cast<const float*>(row.logits) + begin;
+    const RowSums at = {sums.cell_sum + chunk * kCellsPerChunk, sums.chunk_reference + chunk,
+                        sums.chunk_sum + chunk};
+    const auto add = [&](const auto* logits, int64_t padded) {
+      add_chunk<kCells>(logits, padded, scale, row.inv_temperature, at, &reference);
+    };
+    if (count % kPad == 0 && !forbidden) {
+      add(static_cast<const T*>(row.logits) + begin, count);
     } else {
-      padded = copy_padded<T>(row, begin, count, buffer);
+      add(buffer, copy_padded<T>(row, begin, count, buffer));
     }
-    // The largest logit so far is nearly always a good reference for the next chunk, which then
-    // needs one pass. Where it is further than kMaxGap from the chunk's own, the chunk is summed
-    // again: nothing overflows, and only tokens below exp(-87 + kMaxGap) of a chunk's best vanish.
-    float* const cell_sum = sums.cell_sum + chunk * kCellsPerChunk;
-    if (reference == kMinusInf) reference = max_of(logits, padded);
-    float shift = reference == kMinusInf ? 0.0f : reference;
-    const float top =
-        sum_chunk<kCells>(logits, padded, shift, scale, cell_sum, sums.chunk_sum + chunk);
-    const float gap = (top - shift) * row.inv_temperature;
-    if (top != kMinusInf && !(gap < kMaxGap && gap > -kMaxGap)) {
-      shift = top;
-      sum_chunk<kCells>(logits, padded, shift, scale, cell_sum, sums.chunk_sum + chunk);
-    }
-    // A chunk without a token has no say in the row's reference.
-    sums.chunk_reference[chunk] = top == kMinusInf ? kMinusInf : shift;
-    reference = top > reference ? top : reference;
   }
 }
 
@@ -191,7 +225,7 @@ void weights(const Row& row, int64_t begin, int64_t count, float reference, floa
   const int64_t padded = with_dtype(row.dtype, [&](auto type) {
     return copy_padded<typename decltype(type)::type>(row, begin, count, weights);
   });
-  const Floats scale = splat(row.inv_temperature);
+  const Scale scale = scale_of(row.inv_temperature);
   for (int64_t i = 0; i < padded; i += kWidth) {
     store(weights + i, exp_scaled(load(weights + i) - splat(reference), scale));
   }
