@@ -66,6 +66,7 @@ RowTotal RowScratch::total(float inv_temperature) {
     chunk_weight_[c] =
         chunk_sum_[c] * (chunk_reference_[c] == reference ? 1.0f : std::exp(gap * inv_temperature));
     sum += chunk_weight_[c];
+    prefix_sum_[c] = sum;
   }
   return {reference, sum, std::log(sum)};
 }

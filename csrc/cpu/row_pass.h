@@ -33,6 +33,8 @@ struct RowPass {
   // weights[i] = exp((logit[begin + i] - reference) / T) for i in [0, count), count <= kCell.
   // `weights` has room for kCell.
   void (*weights)(const Row& row, int64_t begin, int64_t count, float reference, float* weights);
+  // The same, and their sums by groups.
+  void (*cell)(const Row& row, int64_t begin, int64_t count, float reference, CellWeights* cell);
 };
 
 // The best pass this processor runs, or the one named by the environment variable EDLM_CPU_ISA
@@ -54,7 +56,8 @@ class RowScratch {
         cell_sum_(ceil_div(vocab, kCell)),
         chunk_reference_(chunks_),
         chunk_sum_(chunks_),
-        chunk_weight_(chunks_) {}
+        chunk_weight_(chunks_),
+        prefix_sum_(chunks_) {}
 
   RowSums sums() { return {cell_sum_.data(), chunk_reference_.data(), chunk_sum_.data()}; }
   RowTotal total(float inv_temperature);
@@ -65,11 +68,13 @@ class RowScratch {
   const double* chunk_sum() const { return chunk_sum_.data(); }
   // chunk_sum relative to the row's reference; filled by total().
   const double* chunk_weight() const { return chunk_weight_.data(); }
+  // Inclusive prefix sums of chunk_weight.
+  const double* prefix_sum() const { return prefix_sum_.data(); }
 
  private:
   int64_t chunks_;
   std::vector<float> cell_sum_, chunk_reference_;
-  std::vector<double> chunk_sum_, chunk_weight_;
+  std::vector<double> chunk_sum_, chunk_weight_, prefix_sum_;
 };
 
 inline float logit_at(const Row& row, int64_t id) {

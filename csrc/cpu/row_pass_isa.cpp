@@ -221,19 +221,37 @@ void sum(const Row& row, const RowSums& sums) {
              [&](auto type) { sum_row<typename decltype(type)::type, kCells>(row, sums); });
 }
 
-void weights(const Row& row, int64_t begin, int64_t count, float reference, float* weights) {
-  const int64_t padded = with_dtype(row.dtype, [&](auto type) {
-    return copy_padded<typename decltype(type)::type>(row, begin, count, weights);
-  });
-  const Scale scale = scale_of(row.inv_temperature);
-  for (int64_t i = 0; i < padded; i += kWidth) {
-    store(weights + i, exp_scaled(load(weights + i) - splat(reference), scale));
+template <class T>
+EDLM_HD void weights_of(const T* logits, int64_t count, float reference, const Scale& scale,
+                        float* weights) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    store(weights + i, exp_scaled(load(logits + i) - splat(reference), scale));
   }
+}
+
+void weights(const Row& row, int64_t begin, int64_t count, float reference, float* weights) {
+  const Scale scale = scale_of(row.inv_temperature);
+  const bool forbidden = row.forbidden_id >= begin && row.forbidden_id < begin + count;
+  with_dtype(row.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (count == kCell && !forbidden) {
+      weights_of(static_cast<const T*>(row.logits) + begin, kCell, reference, scale, weights);
+    } else {
+      const int64_t padded = copy_padded<T>(row, begin, count, weights);
+      weights_of(weights, padded, reference, scale, weights);
+    }
+  });
+}
+
+void cell(const Row& row, int64_t begin, int64_t count, float reference, CellWeights* cell) {
+  cell->count = count;
+  weights(row, begin, count, reference, cell->weight);
+  cell->add_groups();
 }
 
 }  // namespace
 
 extern const RowPass kRowPass;
-const RowPass kRowPass = {EDLM_ISA_NAME, sum<true>, sum<false>, weights};
+const RowPass kRowPass = {EDLM_ISA_NAME, sum<true>, sum<false>, weights, cell};
 
 }  // namespace edlm::cpu::EDLM_ISA

@@ -32,8 +32,19 @@ struct Pick {
   double share;  // what is left of the uniform, as a share of the picked weight, in [0, 1]
 };
 
+// The pick whose walk ended at `index`, after weights that sum to `before`. Rounding overshoot,
+// index == count, ends at the last index of positive weight, never at an impossible one.
+template <class Weight>
+EDLM_HD Pick pick_at(const Weight* weights, int64_t count, int64_t index, double target,
+                     double before) {
+  if (index < count) return {index, (target - before) / double(weights[index])};
+  do {
+    --index;
+  } while (index > 0 && !(weights[index] > 0));
+  return {index, 1.0};
+}
+
 // The first index whose inclusive prefix sum exceeds `share * total`, where total = sum of weights.
-// Rounding overshoot ends at the last index of positive weight, never at an impossible one.
 template <class Weight>
 EDLM_HD Pick pick(const Weight* weights, int64_t count, double total, double share) {
   const double target = share * total;
@@ -47,11 +58,16 @@ EDLM_HD Pick pick(const Weight* weights, int64_t count, double total, double sha
     index += passed;
     before = passed ? prefix : before;
   }
-  if (index < count) return {index, (target - before) / double(weights[index])};
-  do {
-    --index;
-  } while (index > 0 && !(weights[index] > 0));
-  return {index, 1.0};
+  return pick_at(weights, count, index, target, before);
+}
+
+// The same where many draws share the inclusive prefix sums of the weights.
+EDLM_HD Pick pick_from_sums(const double* prefix_sums, const double* weights, int64_t count,
+                            double share) {
+  const double target = share * prefix_sums[count - 1];
+  int64_t index = 0;
+  for (int64_t i = 0; i < count; ++i) index += prefix_sums[i] <= target;
+  return pick_at(weights, count, index, target, index > 0 ? prefix_sums[index - 1] : 0.0);
 }
 
 // One cell's weights, summed by groups: a walk over 8 groups and 16 tokens instead of 128 tokens.
