@@ -7,6 +7,7 @@ is reported as not run, and counts as a failure. A short table comes last.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -63,24 +64,44 @@ def run(step: Step, deadline: float) -> Outcome:
     start = time.monotonic()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             step.command,
             cwd=ROOT,
             env=os.environ | {"PATH": path} | dict(step.env),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=min(step.seconds, left),
-        )
-        output, verdict = done.stdout, "passed" if done.returncode == 0 else "FAILED"
-    except subprocess.TimeoutExpired as expired:
-        raw = expired.stdout or b""
-        output, verdict = raw if isinstance(raw, str) else raw.decode(), "TIMED OUT"
+            start_new_session=True,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=min(step.seconds, left))
+                verdict = "passed" if process.returncode == 0 else "FAILED"
+            except subprocess.TimeoutExpired:
+                # What it started, compilers say, would go on, and hold its output open.
+                os.killpg(process.pid, signal.SIGKILL)
+                output, verdict = process.communicate()[0], "TIMED OUT"
     except FileNotFoundError as missing:
         output, verdict = str(missing), "FAILED"
     lines = [line for line in output.splitlines() if line.strip()] or [""]
     print("\n".join(lines[-12 if verdict == "passed" else -60 :]), flush=True)
     return Outcome(step, verdict, time.monotonic() - start, lines[-1].strip("= ")[:60])
+
+
+def run_all(steps: list[Step], seconds: float) -> list[Outcome]:
+    """The steps in turn, none beyond `seconds` from now; nothing after a build that failed."""
+    deadline = time.monotonic() + seconds
+    outcomes: list[Outcome] = []
+    for step in steps:
+        outcomes.append(run(step, deadline))
+        if step.name == "build" and outcomes[-1].verdict != "passed":
+            break
+    return outcomes
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    return "\n".join(
+        f"{o.step.name:14} {o.verdict:10} {o.seconds:6.1f} s   {o.last_line}" for o in outcomes
+    )
 
 
 def main() -> int:
@@ -89,18 +110,11 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("make gpu needs a CUDA device and a torch built for it; none was found")
         return 1
-    deadline = time.monotonic() + TOTAL_SECONDS
-    outcomes: list[Outcome] = []
-    for step in steps():
-        outcomes.append(run(step, deadline))
-        if step.name == "build" and outcomes[-1].verdict != "passed":
-            break
-    table = ROOT / "docs" / "gpu_results.md"
+    outcomes = run_all(steps(), TOTAL_SECONDS)
     if any(o.step.name == "op benchmarks" and o.verdict == "passed" for o in outcomes):
-        print(f"\n{table.read_text()}")
+        print(f"\n{(ROOT / 'docs' / 'gpu_results.md').read_text()}")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for o in outcomes:
-        print(f"{o.step.name:14} {o.verdict:10} {o.seconds:6.1f} s   {o.last_line}")
+    print(summary(outcomes))
     return int(any(o.verdict != "passed" for o in outcomes))
 
 
