@@ -48,73 +48,79 @@ def log_softmax_gather(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.log_softmax(logits.float(), dim=-1).gather(1, targets[:, None])[:, 0]
 
 
-@torch.inference_mode()
-def released_edlm(
-    denoiser,
-    ar,
-    *,
-    batch_size: int,
-    length: int,
-    steps: int,
-    num_candidates: int = 1,
-    window: float = 0.0,
-    stop_after: int | None = None,
-) -> Tensor:
+class ReleasedRun:
     """One generation as the published EDLM code does it (MDLM where ``num_candidates`` is 1).
 
     One cache of probabilities for the whole batch, thrown away when any token of any sequence
     changes; full-vocabulary logits of all positions for every model call; candidates by K races
     over copies of the probabilities; the AR model's whole log-softmax for L numbers; a one-hot of
     the chosen candidate over the vocabulary; and a second full race for the reverse step. Its
-    errors of sign and layout do not change the work and are left out. ``stop_after`` ends after so
-    many steps, to time a part of a long run.
+    errors of sign and layout do not change the work and are left out.
     """
-    mask_id, vocab = denoiser.mask_id, denoiser.vocab_size
-    times = torch.linspace(1, 1e-5, steps + 1).tolist()
-    xt = torch.full((batch_size, length), mask_id)
-    cached = None
-    for t, s in list(itertools.pairwise(times))[:stop_after]:
-        if cached is None:
-            logits = denoiser.logits(xt, torch.zeros(batch_size))
-            logits[..., mask_id] -= 1e6
-            log_probs = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
-            log_probs[xt != mask_id] = -1e6
-            log_probs[xt != mask_id, xt[xt != mask_id]] = 0
-            probs = log_probs.exp()
-            if num_candidates > 1 and t >= 1 - window:
-                probs = _released_choice(ar, probs, num_candidates, vocab)
-            cached = probs
+
+    def __init__(self, denoiser, ar, xt: Tensor, *, num_candidates: int = 1, window: float = 0.0):
+        """``xt [B, L]``: the tokens to start from, on the models' device."""
+        self.denoiser, self.ar, self.xt = denoiser, ar, xt
+        self.num_candidates, self.window = num_candidates, window
+        self.cached: Tensor | None = None
+
+    @torch.inference_mode()
+    def step(self, t: float, s: float) -> None:
+        """The step from time t to s; the models run if a token changed in the step before."""
+        mask_id = self.denoiser.mask_id
+        if self.cached is None:
+            self.cached = self.probabilities(t)
         # In the released code the times are a float32 tensor, which promotes this race to float32.
-        reverse = cached.float() * (t - s)
+        reverse = self.cached.float() * (t - s)
         reverse[..., mask_id] = s
         proposed = released_race(reverse)
-        xs = torch.where(xt == mask_id, proposed, xt)
-        if not torch.equal(xs, xt):
-            cached = None
-        xt = xs
-    return xt
+        xs = torch.where(self.xt == mask_id, proposed, self.xt)
+        if not torch.equal(xs, self.xt):
+            self.cached = None
+        self.xt = xs
+
+    @torch.inference_mode()
+    def probabilities(self, t: float) -> Tensor:
+        """[B, L, V] of clean tokens: the denoiser's, or one-hot where the energy chose them."""
+        xt, mask_id = self.xt, self.denoiser.mask_id
+        logits = self.denoiser.logits(xt, torch.zeros(len(xt), device=xt.device))
+        logits[..., mask_id] -= 1e6
+        log_probs = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
+        log_probs[xt != mask_id] = -1e6
+        log_probs[xt != mask_id, xt[xt != mask_id]] = 0
+        probs = log_probs.exp()
+        if self.num_candidates > 1 and t >= 1 - self.window:
+            return _released_choice(self.ar, probs, self.num_candidates)
+        return probs
 
 
-def _released_choice(ar, probs: Tensor, num_candidates: int, vocab: int) -> Tensor:
+def released_edlm(denoiser, ar, *, batch_size: int, length: int, steps: int, **options) -> Tensor:
+    """A whole generation ``[batch_size, length]``; ``options`` as for :class:`ReleasedRun`."""
+    device = next(denoiser.parameters()).device
+    xt = torch.full((batch_size, length), denoiser.mask_id, device=device)
+    run = ReleasedRun(denoiser, ar, xt, **options)
+    for t, s in itertools.pairwise(torch.linspace(1, 1e-5, steps + 1).tolist()):
+        run.step(t, s)
+    return run.xt
+
+
+def _released_choice(ar, probs: Tensor, num_candidates: int) -> Tensor:
     """One-hot [B, L, V] of one candidate per sequence, chosen by the AR model."""
-    batch, length = probs.shape[:2]
+    batch, length, vocab = probs.shape
     x0 = released_race(probs, num_candidates)
     log_q = probs.repeat(num_candidates, 1, 1).gather(-1, x0[..., None])[..., 0].log().sum(-1)
     logits = ar.logits(x0)
     log_p = (logits - torch.logsumexp(logits, dim=-1, keepdim=True)).gather(-1, x0[..., None])
     log_weights = (log_p[..., 0].float().sum(-1) - log_q.float()).view(num_candidates, batch)
     choice = torch.softmax(log_weights, dim=0).T.multinomial(1)[:, 0]
-    chosen = x0.view(num_candidates, batch, length)[choice, torch.arange(batch)]
+    chosen = x0.view(num_candidates, batch, length)[choice, torch.arange(batch, device=x0.device)]
     return torch.nn.functional.one_hot(chosen, vocab).to(probs.dtype)
 
 
 @functools.cache
-def _gpt2(size_name: str, dtype: torch.dtype):
+def _gpt2(size, dtype: torch.dtype, device: torch.device):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from bench.models import SIZES
-
-    size = SIZES[size_name]
     config = GPT2Config(
         vocab_size=size.vocab,
         n_positions=size.length + 1,
@@ -126,14 +132,13 @@ def _gpt2(size_name: str, dtype: torch.dtype):
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    return GPT2LMHeadModel(config).eval().to(dtype), size.length
+    return GPT2LMHeadModel(config).eval().to(device, dtype)
 
 
 @torch.inference_mode()
-def ar_sampling(size_name: str, dtype: torch.dtype, batch_size: int) -> Tensor:
-    """A GPT-2 of the same size, random weights, sampled left to right by transformers."""
-    model, length = _gpt2(size_name, dtype)
-    start = torch.zeros(batch_size, 1, dtype=torch.int64)
-    return model.generate(
-        start, do_sample=True, top_k=0, max_new_tokens=length, min_new_tokens=length
+def ar_sampling(size, dtype: torch.dtype, device: torch.device, batch_size: int) -> Tensor:
+    """A GPT-2 of a `bench.models.Size`, random weights, sampled from the left by transformers."""
+    start = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
+    return _gpt2(size, dtype, device).generate(
+        start, do_sample=True, top_k=0, max_new_tokens=size.length, min_new_tokens=size.length
     )

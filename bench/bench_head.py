@@ -19,19 +19,25 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("size", SIZES)
-def bench_head(measure, size, dtype, case):
+def bench_head(measure, device, product_dtype, size, case):
     rows, dim, vocab = SIZES[size]
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(rows, dim).to(dtype), torch.randn(vocab, dim).to(dtype) / dim**0.5
-    bias, keys = torch.randn(vocab).to(dtype), torch.arange(rows)
-    out = torch.empty(rows, vocab, dtype=dtype)
-    workspace = ops.head_workspace(vocab, rows, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, device=device, generator=generator).to(product_dtype)
+
+    hidden, weight, bias = random(rows, dim), random(vocab, dim) / dim**0.5, random(vocab)
+    keys = torch.arange(rows, device=device)
+    out = torch.empty(rows, vocab, dtype=product_dtype, device=device)
+    workspace = ops.head_workspace(vocab, rows, product_dtype, device)
     measure(
         lambda: CASES[case](hidden, weight, bias, keys, out, workspace),
         case,
-        group=f"head, {size}: R={rows} D={dim} V={vocab} {dtype}",
+        group=f"head, {size}: R={rows} D={dim} V={vocab} {product_dtype}",
         rounds=7,
+        warmup=1,
+        flops=2 * rows * dim * vocab,
+        dtype=str(product_dtype),
         workspace_bytes=workspace.numel(),
     )

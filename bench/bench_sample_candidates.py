@@ -15,8 +15,10 @@ FEW = 16
 
 
 @functools.cache
-def logits_of(vocab, dtype):
-    return torch.randn(ROWS[vocab], vocab, generator=torch.Generator().manual_seed(0)).to(dtype) * 3
+def logits_of(vocab, dtype, device):
+    generator = torch.Generator(device).manual_seed(0)
+    logits = torch.randn(ROWS[vocab], vocab, generator=generator, device=device)
+    return logits.to(dtype) * 3
 
 
 CASES = {
@@ -39,18 +41,18 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("vocab", ROWS)
-def bench_sample_candidates(measure, vocab, dtype, case):
-    logits = logits_of(vocab, dtype)
+def bench_sample_candidates(measure, device, vocab, logits_dtype, case):
+    logits = logits_of(vocab, logits_dtype, device)
     if "released" in case or "top_p" in case:
         logits = logits[: max(FEW, ROWS[vocab] // 16)]
-    keys = torch.arange(len(logits))
+    keys = torch.arange(len(logits), device=device)
     measure(
         lambda: CASES[case](logits, keys),
         case,
         rows=len(logits),
-        group=f"sample_candidates V={vocab} {dtype}",
+        group=f"sample_candidates V={vocab} {logits_dtype}",
         rounds=3 if "released" in case else 9,
         bytes=logits.nbytes,
     )

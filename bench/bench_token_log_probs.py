@@ -17,15 +17,15 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("vocab", ROWS)
-def bench_token_log_probs(measure, vocab, dtype, case):
-    logits = logits_of(vocab, dtype)
-    targets = torch.randint(0, vocab - 1, (len(logits),))
+def bench_token_log_probs(measure, device, vocab, logits_dtype, case):
+    logits = logits_of(vocab, logits_dtype, device)
+    targets = torch.randint(0, vocab - 1, (len(logits),), device=device)
     measure(
         lambda: CASES[case](logits, targets),
         case,
         rows=len(logits),
-        group=f"token_log_probs V={vocab} {dtype}",
+        group=f"token_log_probs V={vocab} {logits_dtype}",
         bytes=logits.nbytes,
     )

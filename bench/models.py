@@ -2,11 +2,13 @@
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from edlm_engine import Engine
+from edlm_engine import ARResidualEnergy, Engine
 from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.models.dit import FoldedDiT
 
 
 @dataclass(frozen=True)
@@ -24,34 +26,45 @@ SIZES = {
 }
 
 
+class Models(NamedTuple):
+    denoiser: DiT  # as released
+    folded: FoldedDiT  # the same function, as `Engine.from_pretrained` makes it
+    ar: AutoregressiveTransformer
+
+
 @functools.cache
-def pair(name: str, dtype: torch.dtype):
-    """(denoiser, AR model) of a size in ``dtype``, in eval mode."""
-    if name == "bundled":
-        engine = Engine.from_pretrained(dtype=dtype)
-        return engine.denoiser, engine.energy.model
-    return random_pair(SIZES[name], dtype)
-
-
-def random_pair(size: Size, dtype: torch.dtype):
-    """A denoiser and an AR model of ``size`` with random weights."""
+def models(size: Size, dtype: torch.dtype, device: torch.device) -> Models:
+    """Models of ``size`` with random weights, in eval mode."""
     torch.manual_seed(0)
-    common = {"hidden_dim": size.hidden_dim, "n_blocks": size.blocks, "n_heads": size.heads}
-    denoiser = DiT(
-        DiTConfig(vocab_size=size.vocab, mask_id=size.vocab - 1, length=size.length, **common)
-    )
-    ar = AutoregressiveTransformer(
-        ARConfig(
-            vocab_size=size.vocab,
-            length=size.length,
-            bos_id=0,
-            forbidden_id=size.vocab - 1,
-            **common,
-        )
-    )
+    common = {
+        "vocab_size": size.vocab,
+        "length": size.length,
+        "hidden_dim": size.hidden_dim,
+        "n_blocks": size.blocks,
+        "n_heads": size.heads,
+    }
+    denoiser = DiT(DiTConfig(mask_id=size.vocab - 1, **common)).eval()
+    ar = AutoregressiveTransformer(ARConfig(bos_id=0, forbidden_id=size.vocab - 1, **common)).eval()
     # Fresh heads start at zero gates; any weights will do, as long as they are finite.
     for model in (denoiser, ar):
         for parameter in model.parameters():
-            if parameter.abs().sum() == 0:
+            if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.02)
-    return denoiser.eval().to(dtype), ar.eval().to(dtype)
+    return Models(*(model.to(device, dtype) for model in (denoiser, denoiser.folded(), ar)))
+
+
+@functools.cache
+def engine_of(name: str, dtype: torch.dtype, device: torch.device) -> Engine:
+    """The engine on a size of ``SIZES``, or on the bundled models.
+
+    All weights are in ``dtype``, like those of the released code; where blocks are bfloat16 the
+    engine's own default would keep the heads in float32.
+    """
+    if name == "bundled":
+        return Engine.from_pretrained(dtype=dtype, device=device)
+    return engine_on(SIZES[name], dtype, device)
+
+
+def engine_on(size: Size, dtype: torch.dtype, device: torch.device) -> Engine:
+    made = models(size, dtype, device)
+    return Engine(made.folded, ARResidualEnergy(made.ar))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import inspect
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
@@ -12,90 +16,93 @@ import torch
 
 from edlm_engine import engine as engine_module
 from edlm_engine import ops
+from edlm_engine.denoiser import device_of
 
-PHASES = ("plan", "denoiser", "head + draw", "energy", "resample", "everything else")
+PHASES = ("denoiser", "head + draw", "energy", "resample", "plan", "everything else")
 
 
-class PhaseTimer:
-    """Seconds per phase; ``with PhaseTimer(engine) as seconds: engine.generate(...)``.
+class PhaseMeter:
+    """What ``read`` gained in each phase; ``with PhaseMeter(engine) as gained: generate()``.
 
-    On CUDA a phase ends with a synchronisation, so that its kernels count as its own: the phases
-    then add up to more than an untimed run.
+    ``read`` is any rising number, the time by default. On CUDA a phase ends with a synchronisation,
+    so that its kernels count as its own: the phases then add up to more than an untimed run.
+    Entered again, it starts anew.
     """
 
-    def __init__(self, engine):
-        self.engine = engine
-        self.seconds = defaultdict(float)
-        self.stack = ExitStack()
-        self.active = False
+    def __init__(self, engine, read: Callable[[], float] = time.perf_counter):
+        self.engine, self.read = engine, read
 
     def __enter__(self) -> dict[str, float]:
         denoiser, energy = self.engine.denoiser, self.engine.energy
+        self.gained, self.stack, self.active = defaultdict(float), ExitStack(), False
         self._patch(engine_module, "plan_reveals", "plan")
         self._patch(denoiser, "hidden" if hasattr(denoiser, "hidden") else "logits", "denoiser")
         self._patch(ops, "head_sample_candidates", "head + draw")
         self._patch(ops, "sample_candidates", "head + draw")
         self._patch(ops, "resample", "resample")
         if energy is not None:
-            self.stack.enter_context(
-                mock.patch.object(self.engine, "energy", _Timed(energy, self._timed("energy")))
-            )
-        self.start = time.perf_counter()
-        return self.seconds
+            self._patch(energy, "energy", "energy")
+        # Within a CUDA graph there are no calls to measure.
+        self.stack.enter_context(mock.patch.object(self.engine, "cuda_graphs", False))
+        self.start = self.read()
+        return self.gained
 
     def __exit__(self, *error) -> None:
-        total = time.perf_counter() - self.start
+        total = self.read() - self.start
         self.stack.close()
-        self.seconds["everything else"] = total - sum(self.seconds.values())
+        self.gained["everything else"] = total - sum(self.gained.values())
 
     def _patch(self, owner, name: str, phase: str) -> None:
-        timed = self._timed(phase)(getattr(owner, name))
-        self.stack.enter_context(mock.patch.object(owner, name, timed))
+        metered = self._metered(getattr(owner, name), phase)
+        self.stack.enter_context(mock.patch.object(owner, name, metered))
 
-    def _timed(self, phase: str):
-        def decorate(function):
-            def run(*args, **kwargs):
-                if self.active:  # a phase within a phase is part of the outer one
-                    return function(*args, **kwargs)
-                self.active = True
-                start = time.perf_counter()
-                try:
-                    return function(*args, **kwargs)
-                finally:
-                    if torch.cuda.is_available():
-                        torch.cuda.synchronize()
-                    self.seconds[phase] += time.perf_counter() - start
-                    self.active = False
+    def _metered(self, function, phase: str):
+        def run(*args, **kwargs):
+            if self.active:  # a phase within a phase is part of the outer one
+                return function(*args, **kwargs)
+            self.active = True
+            start = self.read()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                synchronize(device_of(self.engine.denoiser))
+                self.gained[phase] += self.read() - start
+                self.active = False
 
-            return run
-
-        return decorate
+        run.__signature__ = inspect.signature(function)  # which the engine reads
+        return run
 
 
-class _Timed:
-    """An energy that is timed, with the attributes of the one it wraps."""
-
-    def __init__(self, energy, decorate):
-        self._energy = energy
-        self._call = decorate(energy)
-
-    def __call__(self, *args):
-        return self._call(*args)
-
-    def __getattr__(self, name):
-        return getattr(self._energy, name)
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager
-def peak_memory():
-    """Yields a one-element list that holds, afterwards, the growth of peak resident bytes."""
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """Yields a one-element list that holds, afterwards, the growth of peak bytes.
+
+    On the CPU these are resident bytes of the process, on CUDA those of torch's allocator.
+    """
+    gc.collect()
+    grown = [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield grown
+        grown[0] = torch.cuda.max_memory_allocated(device) - before
+        return
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
     def read(key: str) -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith(key))
         return int(line.split()[1]) * 1024
 
+    # Free pages of the heap would be used again without a growth.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
     clear.write_text("5")  # forgets the peak so far
-    before, grown = read("VmRSS"), [0]
+    before = read("VmRSS")
     yield grown
     grown[0] = read("VmHWM") - before

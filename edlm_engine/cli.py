@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="latency report, from a checkout of the project")
     bench.add_argument("--report", type=Path, default=Path("bench/results/latest"), metavar="DIR")
     bench.add_argument("-k", dest="expression", help="pytest's -k: only some of the suites")
+    bench.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     bench.set_defaults(run=_bench)
 
     info = commands.add_parser("info", help="versions, processor, backends, bundled model")
@@ -202,11 +203,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     root = Path(__file__).resolve().parents[1]
-    if not (root / "bench" / "report.py").is_file():
+    if not (root / "bench" / "report").is_dir():
         raise FileNotFoundError(f"no benchmark suites in {root}: run this from a checkout")
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device must be one that torch sees, got {args.device}")
     args.report.mkdir(parents=True, exist_ok=True)
     results = args.report.resolve() / "results.json"
-    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only"]
+    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "--device", args.device]
     command += [f"--benchmark-json={results}"]
     if args.expression:
         command += ["-k", args.expression]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from edlm_engine import Engine, GenerationConfig, cli
 
@@ -102,3 +103,18 @@ def test_info(capsys):
     assert all("cpu" in backends for backends in facts["ops"].values())
     assert facts["bundled model"]["ar"]["held_out"]["nats_per_token"] < 4.9
     assert "held_out" in run(capsys, "info")[1]
+
+
+def test_bench_writes_a_report(capsys, tmp_path):
+    folder = tmp_path / "report"
+    status, out, _ = run(capsys, "bench", "-k", "small_op and resample", "--report", str(folder))
+    assert status == 0 and out.strip() == str(folder / "REPORT.md")
+    assert "| resample |" in (folder / "REPORT.md").read_text()
+    assert len(json.loads((folder / "results.json").read_text())["benchmarks"]) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the device is there")
+def test_bench_on_a_missing_device(capsys, tmp_path):
+    status, _, err = run(capsys, "bench", "--device", "cuda", "--report", str(tmp_path / "no"))
+    assert status == 2 and "--device must be one that torch sees, got cuda" in err
+    assert not (tmp_path / "no").exists()
