@@ -4,18 +4,24 @@ The engine draws K candidates from the denoiser, p_theta(x0 | xt), and keeps one
 softmax(-E), which aims at p_theta(x0 | xt) exp(-E) / Z (EDLM, arXiv 2410.21357, equation 7).
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from edlm_engine import ops
+from edlm_engine import graphs, ops
+from edlm_engine.graphs import call_model
+from edlm_engine.plan import upload
 
 # About 40 D bytes of float32 activations each: 250 MB in all for a model with D = 768.
 MAX_TOKENS = 8192
 # A shorter known prefix, as a part of the length, costs as much apart as it saves.
 SHORTEST_PREFIX = 0.25
+# Within CUDA graphs, of which each length of the known prefix needs its own.
+PREFIX_LENGTHS = 8
 
 
 class Energy(Protocol):
@@ -24,6 +30,10 @@ class Energy(Protocol):
     Optional attributes: `first_position` (default 0), the first position that the energy scores:
     the engine leaves the positions before it out of `log_q`; `vocab_size` and `length`, checked
     against those of the denoiser.
+
+    A method or function with a parameter `masked` is also given, by that name, where xt is masked:
+    a NumPy array [B, L] bool. It lies on the host, so an energy that needs to know does not have to
+    wait for a CUDA device to tell.
     """
 
     def energy(self, x0: Tensor, xt: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
@@ -40,13 +50,24 @@ class Energy(Protocol):
 
 
 def energy_function(energy: Energy | Callable) -> Callable:
-    """What to call: the method `energy` of objects whose class has it, else the object itself."""
+    """What to call, as (x0, xt, log_q, t, masked=): the method `energy` of objects whose class has
+    it, else the object itself."""
     has_method = hasattr(type(energy), "energy") or not callable(energy)
-    return energy.energy if has_method else energy
+    function = energy.energy if has_method else energy
+    try:
+        parameters = inspect.signature(function, follow_wrapped=False).parameters
+    except ValueError:  # some built-in functions have none
+        parameters = {}
+    if "masked" in parameters:
+        return function
+    return lambda x0, xt, log_q, t, masked: function(x0, xt, log_q, t)
 
 
 class AutoregressiveModel(Protocol):
-    """What `ARResidualEnergy` and `generative_perplexity` ask of a left-to-right model."""
+    """What `ARResidualEnergy` and `generative_perplexity` ask of a left-to-right model.
+
+    It may be `capturable`, as a `Denoiser` may.
+    """
 
     vocab_size: int
     length: int
@@ -63,12 +84,12 @@ class ARResidualEnergy:
     """EDLM-AR (equation 9): E = -log p_AR(x0) + log_q, so that softmax(-E) is p_AR / p_theta.
 
     Both terms cover the same positions: from `model.first_position` on. With `carry_over=True`
-    (EDLM-coAR) only the positions masked in xt count in log p_AR; that number of positions is read
-    from the tokens, so each call then waits for the device once.
+    (EDLM-coAR) only the positions masked in xt count in log p_AR.
 
-    The model runs on at most `max_tokens` tokens per call (at least one sequence), which bounds
-    the memory of its activations; its logits are never materialised. On the CPU a model with
-    `hidden_after_prefix` scores a long known prefix once for all candidates: equal up to rounding.
+    The model runs on at most `max_tokens` tokens per call (at least one sequence; padding for CUDA
+    graphs adds at most an eighth), which bounds the memory of its activations; its logits are never
+    materialised. A model with `hidden_after_prefix` scores a long known prefix once for all
+    candidates: equal up to rounding.
     Candidates that the model finds impossible get +inf. Raises RuntimeError for a token outside the
     model's vocabulary.
     """
@@ -94,45 +115,60 @@ class ARResidualEnergy:
     def length(self) -> int:
         return self.model.length
 
-    def energy(self, x0: Tensor, xt: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
-        """See `Energy.energy`."""
-        # A candidate never holds the mask, so it differs from xt exactly where xt is masked.
-        masked = (x0 != xt[:, None]).any(dim=1)
+    def energy(
+        self,
+        x0: Tensor,
+        xt: Tensor,
+        log_q: Tensor,
+        t: Tensor,
+        masked: np.ndarray | None = None,
+    ) -> Tensor:
+        """See `Energy.energy`. Without `masked` the tokens tell, for which CUDA is waited for."""
+        if masked is None:
+            # A candidate never holds the mask, so it differs from xt exactly where xt is masked.
+            masked = (x0 != xt[:, None]).any(dim=1).cpu().numpy()
         parts = max(1, self.max_tokens // max(1, x0.shape[2]))
         sequences, candidates = max(1, parts // x0.shape[1]), min(parts, x0.shape[1])
         log_p = [
-            torch.cat([self._log_p(part, drawn) for part in some.split(candidates, dim=1)], dim=1)
-            for some, drawn in zip(x0.split(sequences), masked.split(sequences), strict=True)
+            torch.cat(
+                [
+                    self._log_p(part, masked[i * sequences : (i + 1) * sequences])
+                    for part in some.split(candidates, dim=1)
+                ],
+                dim=1,
+            )
+            for i, some in enumerate(x0.split(sequences))
         ]
         return (log_q.double() - torch.cat(log_p)).float()
 
     __call__ = energy
 
-    def _log_p(self, x0: Tensor, masked: Tensor) -> Tensor:
-        """log p_AR [b, k] of x0 [b, k, L], in one call of the model."""
-        prefix = self._shared_prefix(masked) if x0.shape[1] > 1 else 0
+    def _log_p(self, x0: Tensor, masked: np.ndarray) -> Tensor:
+        """log p_AR [b, k] of x0 [b, k, L], masked [b, L], in one call of the model."""
+        candidates = x0.shape[1]
+        scored = masked.repeat(candidates, axis=0) if self.carry_over else None
+        prefix = self._shared_prefix(masked) if candidates > 1 else 0
         if prefix:
-            return self._log_p_after(x0, masked, prefix)
-        scored = masked[:, None].expand_as(x0).flatten(0, 1) if self.carry_over else None
+            return self._log_p_after(x0, scored, prefix)
         return _log_probs(self.model, x0.flatten(0, 1), scored).view(x0.shape[:2])
 
-    def _shared_prefix(self, masked: Tensor) -> int:
+    def _shared_prefix(self, masked: np.ndarray) -> int:
         """How many known tokens at the start to score once per sequence, 0 if it does not pay."""
-        # Elsewhere the answer would have to be waited for.
-        if masked.device.type != "cpu" or not hasattr(self.model, "hidden_after_prefix"):
+        if not hasattr(self.model, "hidden_after_prefix"):
             return 0
         length = masked.shape[1]
-        known = int((~masked.any(dim=0)).cumprod(dim=0).sum())
+        known = int((~masked.any(axis=0)).cumprod().sum())
         prefix = min(known, length - 1)
+        if graphs.in_use():
+            prefix -= prefix % max(1, length // PREFIX_LENGTHS)
         worthwhile = prefix >= max(length * SHORTEST_PREFIX, self.first_position + 1)
         return prefix if worthwhile else 0
 
-    def _log_p_after(self, x0: Tensor, masked: Tensor, prefix: int) -> Tensor:
-        known, rest = self.model.hidden_after_prefix(x0, prefix)
-        scored = masked[:, None, prefix:].expand(-1, x0.shape[1], -1) if self.carry_over else None
+    def _log_p_after(self, x0: Tensor, scored: np.ndarray | None, prefix: int) -> Tensor:
+        known, rest = call_model(self.model, "hidden_after_prefix", x0, prefix)
+        scored = None if scored is None else scored[:, prefix:]
         rest = rest.flatten(0, 1), x0[..., prefix:].flatten(0, 1)
-        log_p = _sums(self.model, *rest, scored if scored is None else scored.flatten(0, 1))
-        log_p = log_p.view(x0.shape[:2])
+        log_p = _sums(self.model, *rest, scored).view(x0.shape[:2])
         if self.carry_over:
             return log_p
         first = self.first_position
@@ -140,37 +176,35 @@ class ARResidualEnergy:
 
 
 def sequence_log_probs(
-    model: AutoregressiveModel,
-    tokens: Tensor,
-    *,
-    scored: Tensor | None = None,
-    max_tokens: int = MAX_TOKENS,
+    model: AutoregressiveModel, tokens: Tensor, *, max_tokens: int = MAX_TOKENS
 ) -> Tensor:
     """log p_AR of tokens [n, L], summed over positions from `model.first_position`: [n] float64.
 
-    `scored` [n, L] bool restricts the sum to some positions. The head runs at summed positions
-    only, and the model on at most `max_tokens` tokens per call.
+    The model runs on at most `max_tokens` tokens per call.
     """
     parts = max(1, max_tokens // max(1, tokens.shape[1]))
-    pieces = tokens.split(parts)
-    masks = (None,) * len(pieces) if scored is None else scored.split(parts)
-    return torch.cat([_log_probs(model, *piece) for piece in zip(pieces, masks, strict=True)])
+    return torch.cat([_log_probs(model, piece, None) for piece in tokens.split(parts)])
 
 
-def _log_probs(model: AutoregressiveModel, tokens: Tensor, scored: Tensor | None) -> Tensor:
+def _log_probs(model: AutoregressiveModel, tokens: Tensor, scored: np.ndarray | None) -> Tensor:
     first = model.first_position
     scored = None if scored is None else scored[:, first:]
-    return _sums(model, model.hidden(tokens)[:, first:], tokens[:, first:], scored)
+    hidden = call_model(model, "hidden", tokens)
+    return _sums(model, hidden[:, first:], tokens[:, first:], scored)
 
 
 def _sums(
-    model: AutoregressiveModel, hidden: Tensor, targets: Tensor, scored: Tensor | None
+    model: AutoregressiveModel, hidden: Tensor, targets: Tensor, scored: np.ndarray | None
 ) -> Tensor:
-    """Log-probabilities of targets [n, l], summed over l, or over `scored` [n, l]: [n] float64."""
+    """Log-probabilities of targets [n, l], summed over l, or over `scored` [n, l]: [n] float64.
+
+    The head runs at summed positions only.
+    """
     if scored is None:
         each = _head_log_probs(model, hidden.flatten(0, 1), targets.flatten())
         return each.view_as(targets).sum(1)
-    sequence, position = scored.nonzero(as_tuple=True)
+    (places,) = upload(targets.device, torch.from_numpy(np.flatnonzero(scored)))
+    sequence, position = places // scored.shape[1], places % scored.shape[1]
     each = _head_log_probs(model, hidden[sequence, position], targets[sequence, position])
     return each.new_zeros(len(targets)).index_add_(0, sequence, each)
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edlm_engine import ops
+from edlm_engine import graphs, ops
 from edlm_engine.canvas import Tokens, check_canvas, compose_canvas, sequence_seeds
 from edlm_engine.config import GenerationConfig
 from edlm_engine.denoiser import Denoiser, device_of
 from edlm_engine.energy import ARResidualEnergy, Energy, energy_function, on_grid
+from edlm_engine.graphs import ModelGraphs, call_model
 from edlm_engine.models.layers import cast_parameters
-from edlm_engine.plan import CANDIDATES, RESAMPLE, RevealPlan, Step, copy_to, plan_reveals
+from edlm_engine.plan import CANDIDATES, RESAMPLE, RevealPlan, Step, plan_reveals, upload
 from edlm_engine.schedule import LogLinearSchedule
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ class Engine:
     energy: see `edlm_engine.energy.Energy`; None is plain MDLM.
     tokenizer: anything with `encode(text)` and `decode(ids)`; None works on tokens alone.
     schedule: a noise schedule, `LogLinearSchedule()` by default.
+    cuda_graphs: on a CUDA device, call the models by CUDA graphs where they allow it (see
+        `edlm_engine.graphs`); the graphs stay with the engine, and generations of several threads
+        take turns. Nothing changes on other devices.
 
     Raises ValueError if the mask is outside the denoiser's vocabulary, or if the denoiser can draw
     tokens that the energy's model does not know.
@@ -63,11 +67,15 @@ class Engine:
         energy: Energy | None = None,
         tokenizer=None,
         schedule: LogLinearSchedule | None = None,
+        *,
+        cuda_graphs: bool = True,
     ):
         self.denoiser = denoiser
         self.energy = energy
         self.tokenizer = tokenizer
         self.schedule = schedule or LogLinearSchedule()
+        self.cuda_graphs = cuda_graphs
+        self._graphs: ModelGraphs | None = None
         vocab_size, mask_id = denoiser.vocab_size, denoiser.mask_id
         if not 0 <= mask_id < vocab_size:
             raise ValueError(f"mask_id must be in [0, {vocab_size}), got {mask_id}")
@@ -88,6 +96,7 @@ class Engine:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        cuda_graphs: bool = True,
     ) -> Engine:
         """Load a denoiser with its tokenizer and energy; `path` None is the bundled model.
 
@@ -103,6 +112,8 @@ class Engine:
         (root mean square) in a token's log-probability instead of 0.005 from the blocks alone.
 
         compile: pass the backbones through `torch.compile`; the first steps then take a while.
+            CUDA graphs capture what it makes of them.
+        cuda_graphs: see `Engine`.
 
         A denoiser without time conditioning is folded (see `FoldedDiT`). Raises FileNotFoundError
         and ValueError as `edlm_engine.loaders.load_bundle` does.
@@ -125,7 +136,7 @@ class Engine:
                 if hasattr(model, name):
                     setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
         residual = None if ar is None else ARResidualEnergy(ar, carry_over=energy == "coar")
-        return cls(denoiser, residual, bundle.tokenizer)
+        return cls(denoiser, residual, bundle.tokenizer, cuda_graphs=cuda_graphs)
 
     def generate(
         self,
@@ -169,14 +180,29 @@ class Engine:
             energy_at_fill=config.final == "sample",
         )
         threads = one_thread() if config.batch_invariant else nullcontext()
-        with torch.inference_mode(), ops.one_head_workspace(), threads:
-            run = _Run(self, config, plan, xt, seeds)
-            for iteration in _track(plan, progress):
-                for step in plan.steps(iteration, one_by_one=config.batch_invariant):
-                    run.advance(step)
-                if callback:
-                    callback(iteration + 1, plan.iterations, run.xt)
-        return run.result()
+        with graphs.using(self._model_graphs()):
+            with torch.inference_mode(), ops.one_head_workspace(), threads:
+                run = _Run(self, config, plan, xt, seeds)
+                for iteration in _track(plan, progress):
+                    for step in plan.steps(iteration, one_by_one=config.batch_invariant):
+                        run.advance(step)
+                    if callback:
+                        callback(iteration + 1, plan.iterations, run.xt)
+            # Waits for the device: only then may another thread, or stream, use the graphs.
+            return run.result()
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_graphs": None}  # what a copy or another process cannot have
+
+    def _model_graphs(self) -> ModelGraphs | None:
+        """The graphs of the denoiser's device, if there and wanted."""
+        device = device_of(self.denoiser)
+        if not self.cuda_graphs:
+            self._graphs = None
+        elif self._graphs is None or self._graphs.device != device:
+            capture = graphs.capture_on(device)
+            self._graphs = capture and ModelGraphs(device, capture)
+        return self._graphs
 
     def _length(self, config: GenerationConfig) -> int:
         length = config.length or self.denoiser.length
@@ -213,8 +239,9 @@ class _Run:
         self.config = config
         self.plan = plan
         self.device = device_of(engine.denoiser)
-        self.xt = xt.to(self.device)
-        self.seeds = seeds.to(self.device)
+        self.energy = None if engine.energy is None else energy_function(engine.energy)
+        tokens, self.seeds = upload(self.device, xt.flatten(), seeds)
+        self.xt = tokens.view(xt.shape)
         diagnostics = (len(xt), int(plan.energy_steps.max(initial=0)))
         self.ess = torch.full(diagnostics, torch.nan, device=self.device)
         self.log_z = self.ess.clone()
@@ -223,10 +250,9 @@ class _Run:
 
     def advance(self, step: Step) -> None:
         """One reverse step of the step's sequences: xt at t_{i-1} becomes xt at t_i."""
-        sigma = copy_to(self.device, self.engine.schedule.sigma(step.times).float())
         step = step.to(self.device)
         xt = self.xt[step.rows]
-        tokens, log_q = self._draw(xt, sigma, step)
+        tokens, log_q = self._draw(xt, step)
         revealed = tokens[step.energy_draws :, 0]
         if len(step.energy_index):
             x0 = self._choose(xt, tokens, log_q, step)
@@ -234,11 +260,11 @@ class _Run:
         xt.view(-1)[step.reveals] = revealed
         self.xt[step.rows] = xt
 
-    def _draw(self, xt: Tensor, sigma: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def _draw(self, xt: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Draws at the step's positions: tokens [R, K], log_q (of no use at the last fills)."""
         row, position = step.draws // xt.shape[1], step.draws % xt.shape[1]
         keys = ops.stream_keys(self.seeds[step.rows][row], CANDIDATES, step.numbers[row], position)
-        values = self._values(xt, sigma, step.draws)
+        values = self._values(xt, step.sigmas.float(), step.draws)
         # Candidate 0 does not depend on K, so sequences with and without the energy share a call.
         candidates = self.config.num_candidates if len(step.energy_index) else 1
         cut = len(keys) - (step.fill_draws if self.config.final == "argmax" else 0)
@@ -252,7 +278,7 @@ class _Run:
     def _values(self, xt: Tensor, sigma: Tensor, draws: Tensor) -> Tensor:
         """At the drawn positions, hidden states [R, D], or logits [R, V] without a head."""
         name = "hidden" if self._has_head else "logits"
-        values = getattr(self.denoiser, name)(xt, sigma)
+        values = call_model(self.denoiser, name, xt, sigma)
         width = values.shape[-1] if self._has_head else self.denoiser.vocab_size
         if values.shape != (*xt.shape, width):
             raise ValueError(
@@ -291,8 +317,8 @@ class _Run:
         unscored = position < getattr(self.engine.energy, "first_position", 0)
         log_q = on_grid(log_q).masked_fill(unscored[:, None], 0)
         log_q = log_q.new_zeros(sequences, candidates).index_add_(0, row, log_q).float()
-        energy = energy_function(self.engine.energy)
-        energy = energy(x0, xt, log_q, step.times[:sequences].float())
+        times = step.times[:sequences].float()
+        energy = self.energy(x0, xt, log_q, times, masked=step.masked)
         if energy.shape != log_q.shape:
             raise ValueError(
                 f"the energy must return shape {list(log_q.shape)}, got {list(energy.shape)}"

@@ -8,7 +8,7 @@ number of model calls and every shape beforehand, and never waits for the device
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edlm_engine import ops
 from edlm_engine.reference import uniform
+from edlm_engine.schedule import LogLinearSchedule
 
 # What a random stream is for: the coordinate that follows the seed in its address.
 REVEAL, CANDIDATES, RESAMPLE = range(3)
@@ -34,20 +35,20 @@ class Step:
     rows: Tensor  # [n] int64: place in the batch
     numbers: Tensor  # [n] int64: the sequence's own step number, part of its random addresses
     times: Tensor  # [n] float64
+    sigmas: Tensor  # [n] float64: total noise at the times
     draws: Tensor  # [R] int64
     reveals: Tensor  # [P] int64
     energy_index: Tensor  # [E] int64: how many energy steps the first E sequences had before
     energy_draws: int  # how many of `draws` belong to the first E sequences
     energy_reveals: int  # how many of `reveals` do
     fill_draws: int  # how many of `draws`, the last ones, belong to the last sequences
+    masked: np.ndarray  # [E, L] bool: where the first E sequences are masked; stays on the host
 
     def to(self, device: torch.device) -> Step:
         """The same step with its tensors on a device."""
-        moved = {
-            name: copy_to(device, value) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Step(**moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = upload(device, *tensors.values())
+        return replace(self, **dict(zip(tensors, moved, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class RevealPlan:
     times: np.ndarray  # [B, J] float64
     uses_energy: np.ndarray  # [B, J] bool
     last_fill: int  # N + 1, or -1 in continuous time
+    schedule: LogLinearSchedule
 
     @property
     def iterations(self) -> int:
@@ -99,30 +101,39 @@ class RevealPlan:
         revealed_in = self.revealed_in[rows]
         revealed = revealed_in == numbers[:, None]
         drawn = revealed | (uses_energy[:, None] & (revealed_in > numbers[:, None]))
+        masked = drawn[uses_energy]
+        times = torch.from_numpy(self.times[rows, j])
         return Step(
             rows=torch.from_numpy(rows),
             numbers=torch.from_numpy(numbers),
-            times=torch.from_numpy(self.times[rows, j]),
+            times=times,
+            sigmas=self.schedule.sigma(times).double(),
             draws=torch.from_numpy(np.flatnonzero(drawn)),
             reveals=torch.from_numpy(np.flatnonzero(revealed)),
             energy_index=torch.from_numpy(self._energy_index[rows[uses_energy], j]),
-            energy_draws=int(drawn[uses_energy].sum()),
+            energy_draws=int(masked.sum()),
             energy_reveals=int(revealed[uses_energy].sum()),
             fill_draws=int(drawn[fills].sum()),
+            masked=masked,
         )
 
 
-def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
-    """A host tensor on a device; only a copy from pinned memory does not wait for the device."""
+def upload(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Host tensors [n] of 8 bytes an element on a device, in one copy that does not wait for it.
+
+    Only a copy from pinned memory does not wait. On the CPU the tensors themselves.
+    """
     if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+        return tensors
+    packed = torch.cat([tensor.view(torch.int64) for tensor in tensors]).pin_memory()
+    parts = packed.to(device, non_blocking=True).split([len(tensor) for tensor in tensors])
+    return tuple(part.view(x.dtype) for part, x in zip(parts, tensors, strict=True))
 
 
 def plan_reveals(
     seeds: Tensor,
     masked: Tensor,
-    schedule,
+    schedule: LogLinearSchedule,
     steps: int | None,
     energy_times: tuple[float, float] | None = None,
     energy_at_fill: bool = True,
@@ -151,7 +162,7 @@ def plan_reveals(
     uses_energy = (numbers > 0) & (low <= times) & (times <= high)
     if not energy_at_fill:
         uses_energy &= numbers != last_fill
-    return RevealPlan(revealed_in, numbers, times, uses_energy, last_fill)
+    return RevealPlan(revealed_in, numbers, times, uses_energy, last_fill, schedule)
 
 
 def _continuous(keys: Tensor, masked: np.ndarray, schedule) -> tuple[np.ndarray, np.ndarray]:

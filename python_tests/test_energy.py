@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from enumeration import TinyDenoiser, completions
 from tiny_models import TableAR
 
 from edlm_engine import ARResidualEnergy
-from edlm_engine.energy import on_grid, sequence_log_probs
+from edlm_engine.energy import energy_function, on_grid, sequence_log_probs
 from edlm_engine.models import ARConfig, AutoregressiveTransformer
 
 MASK = 2
@@ -123,6 +124,42 @@ def test_it_is_a_callable_and_an_object_with_the_method():
     x0, xt, log_q = some_candidates()
     given = x0, xt, log_q, torch.ones(3)
     assert torch.equal(energy(*given), energy.energy(*given))
+
+
+@pytest.mark.parametrize("carry_over", [False, True])
+def test_masked_positions_may_be_given(carry_over):
+    energy = ARResidualEnergy(TableAR(4, 4), carry_over)
+    x0, xt, log_q = some_candidates()
+    given, masked = (x0, xt, log_q, torch.ones(3)), (xt == MASK).numpy()
+    assert torch.equal(energy(*given, masked=masked), energy(*given))
+    # The host's word counts, not the tokens: a draw that failed may look like a known position.
+    assert torch.equal(energy(*given, masked=~masked), energy(*given)) != carry_over
+
+
+def test_an_energy_is_told_the_masked_positions_if_it_asks():
+    class Doubled(ARResidualEnergy):
+        def energy(self, x0, xt, log_q, t):
+            return 2 * super().energy(x0, xt, log_q, t)
+
+    def asks(x0, xt, log_q, t, masked):
+        return masked
+
+    def does_not(x0, xt, log_q, t):
+        return "nothing"
+
+    class Module(torch.nn.Module):
+        def forward(self, x0, xt, log_q, t):
+            return "a module"
+
+    wrapped = functools.wraps(asks)(lambda *given: len(given))
+    given = (*some_candidates(), torch.ones(3))
+    for energy, wanted in ((asks, "told"), (does_not, "nothing"), (wrapped, 4)):
+        assert energy_function(energy)(*given, masked="told") == wanted
+    assert energy_function(Module())(*given, masked="told") == "a module"
+    ar = TableAR(4, 4)
+    masked = (given[1] == MASK).numpy()
+    doubled = energy_function(Doubled(ar, True))(*given, masked=masked)
+    assert torch.equal(doubled, 2 * ARResidualEnergy(ar, True)(*given))
 
 
 def test_bad_max_tokens():

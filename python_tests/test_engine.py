@@ -345,6 +345,20 @@ def test_an_energy_sees_whole_candidates_and_their_log_q(tiny):
     assert sum(calls) * 3 == out.energy_evaluations.sum() > 0
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_an_energy_may_ask_where_xt_is_masked(tiny, batch_invariant):
+    calls = []
+
+    def energy(x0, xt, log_q, t, masked):
+        assert torch.equal(torch.from_numpy(masked), xt == MASK)
+        calls.append(len(xt))
+        return log_q
+
+    config = dataclasses.replace(CONFIG, window=(0.3, 0.8), batch_invariant=batch_invariant)
+    out = Engine(table_denoiser(tiny), energy, schedule=LATE).generate(9, config=config)
+    assert sum(calls) * 3 == out.energy_evaluations.sum() > 0
+
+
 def test_an_energy_may_be_an_object_with_the_method(tiny, ar, engine):
     class Scorer(torch.nn.Module):
         def __init__(self):

@@ -10,6 +10,7 @@ from edlm_engine import LogLinearSchedule, ops, reference
 from edlm_engine.plan import REVEAL, plan_reveals
 
 SCHEDULE = LogLinearSchedule(eps=0.1)
+TENSORS = ("rows", "numbers", "times", "sigmas", "draws", "reveals", "energy_index")
 
 
 def seeds(batch, seed=0):
@@ -83,11 +84,43 @@ def test_one_by_one_holds_the_same_steps():
         (whole,) = plan.steps(j)
         parts = list(plan.steps(j, one_by_one=True))
         assert [len(part.rows) for part in parts] == [1] * len(whole.rows)
-        for name in ("rows", "numbers", "times", "energy_index"):
+        for name in ("rows", "numbers", "times", "sigmas", "energy_index"):
             joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(whole, name))
         draws = torch.cat([part.draws + 9 * i for i, part in enumerate(parts)])
         assert torch.equal(draws, whole.draws)
+
+
+@pytest.mark.parametrize("steps", [4, None])
+def test_a_step_knows_its_noise_and_where_the_energy_finds_masks(steps):
+    plan = plan_reveals(seeds(5), some_masked(5, 9), SCHEDULE, steps, (0.3, 0.8))
+    for j in range(plan.iterations):
+        (step,) = plan.steps(j)
+        assert torch.equal(step.sigmas, SCHEDULE.sigma(step.times))
+        assert step.masked.shape == (len(step.energy_index), 9)
+        masked = np.flatnonzero(step.masked)
+        assert np.array_equal(masked, step.draws[: step.energy_draws].numpy())
+
+
+def test_a_step_travels_in_one_copy(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: (pinned.append(x), x)[1])
+    plan = plan_reveals(seeds(5), some_masked(5, 9), SCHEDULE, 4, (0.3, 0.8))
+    for j in range(plan.iterations):
+        (step,) = plan.steps(j)
+        moved = step.to(torch.device("meta"))
+        assert len(pinned) == j + 1 and moved.masked is step.masked
+        start = 0
+        for name in TENSORS:
+            ours, theirs = getattr(moved, name), getattr(step, name)
+            assert ours.is_meta and ours.dtype == theirs.dtype and ours.shape == theirs.shape
+            assert ours.storage_offset() == start
+            sent = pinned[-1][start : start + len(theirs)].view(theirs.dtype)
+            assert torch.equal(sent, theirs)
+            start += len(theirs)
+        assert start == len(pinned[-1])
+        here = step.to(torch.device("cpu"))
+        assert all(getattr(here, name) is getattr(step, name) for name in TENSORS)
 
 
 @pytest.mark.parametrize("steps", [6, None])

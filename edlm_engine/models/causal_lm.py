@@ -17,6 +17,9 @@ class CausalLMScorer(nn.Module):
     With `bos_id` that token is put in front and position 0 is scored; with None scoring starts at
     position 1. The model must have a plain linear head on its last hidden state: one that scales
     or caps its logits is refused with ValueError, since its scores would be others.
+
+    Not captured in CUDA graphs, since some of these models wait for the device: set `capturable` to
+    True on the scorer of one that does not (see `edlm_engine.graphs`).
     """
 
     forbidden_id = -1

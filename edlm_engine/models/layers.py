@@ -187,6 +187,11 @@ class Transformer(nn.Module):
         return self.config.length
 
     @property
+    def capturable(self) -> bool:
+        """CUDA graphs may replay it (see `edlm_engine.graphs`): in eval mode, without dropout."""
+        return not self.training
+
+    @property
     def head(self) -> tuple[Tensor, Tensor]:
         """(weight [V, D], bias [V]): `logits = hidden @ weight.T + bias`."""
         return self.output_layer.linear.weight, self.output_layer.linear.bias
