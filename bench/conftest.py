@@ -27,7 +27,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish(session):
-    """How long all suites take here, from the time of one product."""
+    """The least that all suites can take here, from the time of one product."""
     config, suites = session.config, {path.name for path in HERE.glob("bench_*.py")}
     whole = not config.option.keyword and {item.path.name for item in session.items} >= suites
     if not whole or torch.device(config.getoption("--device")).type != "cpu":
@@ -36,7 +36,7 @@ def pytest_collection_finish(session):
     seconds = min(timeit.repeat(lambda: a @ a, number=1, repeat=10))
     minutes = WHOLE_RUN_FLOPS / (2 * 1024**3 / seconds) / 60
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    reporter.write_line(f"all suites take about {minutes:.0f} minutes on this machine, if quiet")
+    reporter.write_line(f"the suites' products alone would take {minutes:.0f} minutes here")
 
 
 @pytest.fixture(scope="session")

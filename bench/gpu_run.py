@@ -76,9 +76,11 @@ def run(step: Step, deadline: float) -> Outcome:
             try:
                 output, _ = process.communicate(timeout=min(step.seconds, left))
                 verdict = "passed" if process.returncode == 0 else "FAILED"
-            except subprocess.TimeoutExpired:
+            except BaseException as stop:
                 # What it started, compilers say, would go on, and hold its output open.
                 os.killpg(process.pid, signal.SIGKILL)
+                if not isinstance(stop, subprocess.TimeoutExpired):
+                    raise
                 output, verdict = process.communicate()[0], "TIMED OUT"
     except FileNotFoundError as missing:
         output, verdict = str(missing), "FAILED"

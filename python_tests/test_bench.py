@@ -1,6 +1,7 @@
 """The latency report and what it rests on: counted work, sampled steps, words about growth."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,32 +73,32 @@ def test_phases_add_up_to_the_time():
     assert gained["denoiser"] == gained["energy"] == gained["resample"] > 0
 
 
+def sampled_kinds(engine, plan, config, size):
+    """(kind, its sampled states, their matrix work) of each kind of a run's iterations."""
+    for kind in engine_kinds(engine, plan, config).values():
+        sample = states(kind, plan, engine, size)
+        yield kind, sample, [matrix_flops(engine, partial(kind.step, *state)) for state in sample]
+
+
 def test_all_steps_of_a_run_add_up_to_its_work():
     """Over every step rather than a sample, the sum is the matrix work of the whole run."""
     engine = engine_on(SIZE, torch.float32, CPU)
     config = GenerationConfig(steps=30, num_candidates=3, window=0.4)
     plan = plan_of(engine, 1, config)
     total = 0
-    for kind in engine_kinds(engine, plan, config).values():
-        sample = states(kind, plan, engine, size=10**6)
+    for kind, sample, works in sampled_kinds(engine, plan, config, size=10**6):
         assert len(sample) == kind.count > 0
         for j, xt in sample:
             assert ((xt == V - 1).numpy() == (plan.revealed_in >= plan.numbers[:, j, None])).all()
-            total += matrix_flops(engine, lambda j=j, xt=xt, kind=kind: kind.step(j, xt))
+        total += sum(works)
     assert total == matrix_flops(engine, lambda: engine.generate(config=config))
 
 
 def test_a_sample_of_steps_adds_up_to_nearly_the_work_of_a_batch():
     engine = engine_on(SIZE, torch.float32, CPU)
     config = GenerationConfig(steps=60, num_candidates=3, window=0.4)
-    plan = plan_of(engine, 4, config)
-    total = 0.0
-    for kind in engine_kinds(engine, plan, config).values():
-        works = [
-            matrix_flops(engine, lambda s=s, kind=kind: kind.step(*s))
-            for s in states(kind, plan, engine, size=4)
-        ]
-        total += kind.count * sum(works) / len(works)
+    sampled = sampled_kinds(engine, plan_of(engine, 4, config), config, size=4)
+    total = sum(kind.count * sum(works) / len(works) for kind, _, works in sampled)
     whole = matrix_flops(engine, lambda: engine.generate(4, config=config))
     assert total == pytest.approx(whole, rel=0.05)
 

@@ -1,5 +1,6 @@
 """The runner of `make gpu`: its limit of time holds, and what it could not do it says."""
 
+import signal
 import sys
 import time
 
@@ -43,6 +44,24 @@ def test_nothing_runs_beyond_its_time(whole):
     assert outcomes[0].verdict == "TIMED OUT" and outcomes[0].last_line == "began"
     # A step that found no time left counts as a failure too: its verdict is not "passed".
     assert outcomes[1].verdict == ("NOT RUN" if whole else "passed")
+
+
+def test_an_interrupt_ends_the_step_too(tmp_path):
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    mark = tmp_path / "mark"
+    code = f"import pathlib, time; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            gpu_run.run_all([step("slow", code)], 60.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    time.sleep(4)
+    assert not mark.exists()
 
 
 def test_the_steps_fit_ten_minutes():

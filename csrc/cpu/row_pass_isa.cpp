@@ -107,6 +107,10 @@ EDLM_HD float max_lanes(Floats value) {
   return fold<kWidth>(lanes, [](float a, float b) { return a > b ? a : b; });
 }
 
+EDLM_HD bool holds_forbidden(const Row& row, int64_t begin, int64_t count) {
+  return row.forbidden_id >= begin && row.forbidden_id < begin + count;
+}
+
 // Copies [begin, begin + count) as floats, the forbidden token as -inf, padded with -inf.
 template <class T>
 EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float* to) {
@@ -122,8 +126,7 @@ EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float*
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
   }
-  const int64_t forbidden = row.forbidden_id - begin;
-  if (forbidden >= 0 && forbidden < count) to[forbidden] = kMinusInf;
+  if (holds_forbidden(row, begin, count)) to[row.forbidden_id - begin] = kMinusInf;
   return padded;
 }
 
@@ -201,13 +204,12 @@ void sum_row(const Row& row, const RowSums& sums) {
   float reference = kMinusInf;
   for (int64_t chunk = 0, begin = 0; begin < row.vocab; ++chunk, begin += kChunk) {
     const int64_t count = begin + kChunk < row.vocab ? kChunk : row.vocab - begin;
-    const bool forbidden = row.forbidden_id >= begin && row.forbidden_id < begin + count;
     const RowSums at = {sums.cell_sum + chunk * kCellsPerChunk, sums.chunk_reference + chunk,
                         sums.chunk_sum + chunk};
     const auto add = [&](const auto* logits, int64_t padded) {
       add_chunk<kCells>(logits, padded, scale, row.inv_temperature, at, &reference);
     };
-    if (count % kPad == 0 && !forbidden) {
+    if (count % kPad == 0 && !holds_forbidden(row, begin, count)) {
       add(static_cast<const T*>(row.logits) + begin, count);
     } else {
       add(buffer, copy_padded<T>(row, begin, count, buffer));
@@ -231,10 +233,9 @@ EDLM_HD void weights_of(const T* logits, int64_t count, float reference, const S
 
 void weights(const Row& row, int64_t begin, int64_t count, float reference, float* weights) {
   const Scale scale = scale_of(row.inv_temperature);
-  const bool forbidden = row.forbidden_id >= begin && row.forbidden_id < begin + count;
   with_dtype(row.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (count == kCell && !forbidden) {
+    if (count == kCell && !holds_forbidden(row, begin, count)) {
       weights_of(static_cast<const T*>(row.logits) + begin, kCell, reference, scale, weights);
     } else {
       const int64_t padded = copy_padded<T>(row, begin, count, weights);
