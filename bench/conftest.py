@@ -9,7 +9,7 @@ import torch
 
 from bench.phases import synchronize
 from edlm_engine import _C
-from edlm_engine.engine import fast_dtype
+from edlm_engine.execution.dtype import fast_dtype
 
 HERE = Path(__file__).parent
 # What all suites together amount to in products, most of it the models of paper size.

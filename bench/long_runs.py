@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from bench.baselines import ReleasedRun
-from edlm_engine import Engine, GenerationConfig, graphs, ops
-from edlm_engine.canvas import sequence_seeds
-from edlm_engine.denoiser import device_of
-from edlm_engine.engine import _Run
-from edlm_engine.plan import RevealPlan, plan_reveals
+from edlm_engine import Engine, GenerationConfig, ops
+from edlm_engine.execution import graphs
+from edlm_engine.models.denoiser import device_of
+from edlm_engine.sampling.canvas import sequence_seeds
+from edlm_engine.sampling.plan import RevealPlan, plan_reveals
+from edlm_engine.sampling.run import Run
 
 ENERGY, PLAIN, CACHED = "energy step", "plain step", "cached step"
 
@@ -65,7 +66,7 @@ def engine_kinds(engine: Engine, plan: RevealPlan, config: GenerationConfig) -> 
 def _engine_step(engine: Engine, plan: RevealPlan, config: GenerationConfig) -> Callable:
     batch, length = plan.revealed_in.shape
     blank = torch.full((batch, length), engine.denoiser.mask_id)
-    run = _Run(engine, config, plan, blank, sequence_seeds(0, batch))
+    run = Run(engine.denoiser, engine.energy, config, plan, blank, sequence_seeds(0, batch))
 
     def step(j: int, xt: Tensor) -> None:
         run.xt.copy_(xt)

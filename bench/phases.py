@@ -16,7 +16,7 @@ import torch
 
 from edlm_engine import engine as engine_module
 from edlm_engine import ops
-from edlm_engine.denoiser import device_of
+from edlm_engine.models.denoiser import device_of
 
 PHASES = ("denoiser", "head + draw", "energy", "resample", "plan", "everything else")
 

@@ -1,11 +1,13 @@
 """Exact, fast sampling for energy-based diffusion language models (EDLM, arXiv 2410.21357)."""
 
 from edlm_engine import drop_in, likelihood, metrics, ops, reference
-from edlm_engine.config import GenerationConfig
-from edlm_engine.denoiser import CallableDenoiser, Denoiser
-from edlm_engine.energy import ARResidualEnergy, Energy
-from edlm_engine.engine import Engine, Generation
-from edlm_engine.schedule import LogLinearSchedule
+from edlm_engine.energies.protocol import Energy
+from edlm_engine.energies.residual import ARResidualEnergy
+from edlm_engine.engine import Engine
+from edlm_engine.models.denoiser import CallableDenoiser, Denoiser
+from edlm_engine.sampling.config import GenerationConfig
+from edlm_engine.sampling.run import Generation
+from edlm_engine.sampling.schedule import LogLinearSchedule
 
 __version__ = "0.1.0"
 

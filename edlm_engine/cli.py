@@ -96,7 +96,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
     """One option per field of TrainConfig."""
-    from edlm_engine.training import TrainConfig
+    from edlm_engine.training.config import TrainConfig
 
     types = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
@@ -169,7 +169,8 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from edlm_engine.training import TrainConfig, train
+    from edlm_engine.training.config import TrainConfig
+    from edlm_engine.training.trainer import train
 
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)}
     for name, value in fields.items():
@@ -183,7 +184,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from edlm_engine.evaluation import compare_energy, table
+    from edlm_engine.evaluation.compare import compare_energy, table
 
     engine = _engine(args)
     model = getattr(engine.energy, "model", None)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from pathlib import Path
 
 import torch
 
 from edlm_engine import _C
+from edlm_engine.checkpoints.files import BUNDLED
 
 OPS = ("stream_keys", "sample_candidates", "token_log_probs", "resample", "reveal_steps")
 HEAD_OPS = ("head_sample_candidates", "head_token_log_probs")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "accelerate", "cupy")
-BUNDLED = Path(__file__).with_name("assets") / "novels"
 
 
 def collect() -> dict:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from edlm_engine.engine import one_thread
+from edlm_engine.execution.threads import one_thread
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -17,7 +17,7 @@ WAITS = {
 
 
 class EmulatedCapture:
-    """Stands in for `edlm_engine.graphs.CudaCapture`.
+    """Stands in for `edlm_engine.execution.graphs.CudaCapture`.
 
     A replay runs the recorded operations, and no Python: what was a number at the capture stays it.
     Memory allocated by the function belongs to the pool, where other graphs write too: it holds

@@ -1,17 +1,18 @@
 """What only a GPU can show of the engine: real graphs, real waits, streams and devices.
 
-Its logic is tested without one in test_graphs.py and test_no_wait.py.
+Its logic is tested without one in execution/test_graphs.py and sampling/test_no_wait.py.
 """
 
 import dataclasses
 
 import pytest
 import torch
-from test_graphs import LENGTH, MASK, Sums, assert_same, denoiser, scorer, some
+from graph_models import LENGTH, MASK, Sums, assert_same, denoiser, scorer, some
 
-from edlm_engine import ARResidualEnergy, Engine, GenerationConfig, graphs
-from edlm_engine.engine import _Run
-from edlm_engine.graphs import ModelGraphs
+from edlm_engine import ARResidualEnergy, Engine, GenerationConfig
+from edlm_engine.execution import graphs
+from edlm_engine.execution.graphs import ModelGraphs
+from edlm_engine.sampling.run import Run
 
 pytestmark = pytest.mark.gpu
 # Without a device there is nothing here to collect.
@@ -57,13 +58,13 @@ def test_bundled_model(device):
 @pytest.mark.parametrize("prompt", [None, PROMPT])
 def test_the_loop_does_not_wait(monkeypatch, cuda_graphs, carry_over, prompt):
     engine = Engine(*models(carry_over), cuda_graphs=cuda_graphs)
-    read = _Run.result
+    read = Run.result
 
-    def result(self):
+    def result(self, tokenizer):
         torch.cuda.set_sync_debug_mode("default")
-        return read(self)
+        return read(self, tokenizer)
 
-    monkeypatch.setattr(_Run, "result", result)
+    monkeypatch.setattr(Run, "result", result)
     for mode in ("default", "default", "error"):  # a capture waits, so the graphs come first
         torch.cuda.set_sync_debug_mode(mode)
         try:

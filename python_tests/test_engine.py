@@ -17,7 +17,7 @@ from edlm_engine import (
     LogLinearSchedule,
     ops,
 )
-from edlm_engine.loaders import save_model
+from edlm_engine.checkpoints.native import save_model
 from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -19,7 +19,7 @@ class CausalLMScorer(nn.Module):
     or caps its logits is refused with ValueError, since its scores would be others.
 
     Not captured in CUDA graphs, since some of these models wait for the device: set `capturable` to
-    True on the scorer of one that does not (see `edlm_engine.graphs`).
+    True on the scorer of one that does not (see `edlm_engine.execution.graphs`).
     """
 
     forbidden_id = -1

@@ -188,7 +188,10 @@ class Transformer(nn.Module):
 
     @property
     def capturable(self) -> bool:
-        """CUDA graphs may replay it (see `edlm_engine.graphs`): in eval mode, without dropout."""
+        """CUDA graphs may replay it: in eval mode, without dropout.
+
+        See `edlm_engine.execution.graphs`.
+        """
         return not self.training
 
     @property

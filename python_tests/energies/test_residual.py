@@ -7,7 +7,8 @@ from enumeration import TinyDenoiser, completions
 from tiny_models import TableAR
 
 from edlm_engine import ARResidualEnergy
-from edlm_engine.energy import energy_function, on_grid, sequence_log_probs
+from edlm_engine.energies.protocol import energy_function
+from edlm_engine.energies.residual import on_grid, sequence_log_probs
 from edlm_engine.models import ARConfig, AutoregressiveTransformer
 
 MASK = 2
@@ -104,7 +105,7 @@ def test_a_shared_prefix_changes_no_energy(carry_over, bos_id, max_tokens, monke
         got = energy(*given)
         # Per call the shortest prefix of its sequences: all three, or one at a time.
         assert set(prefixes) == {8: set(), 40: {4, 5, 6}, 10_000: {4}}[max_tokens]
-        monkeypatch.setattr("edlm_engine.energy.SHORTEST_PREFIX", 2.0)
+        monkeypatch.setattr("edlm_engine.energies.residual.SHORTEST_PREFIX", 2.0)
         wanted = energy(*given)
     assert torch.allclose(got, wanted, rtol=0, atol=1e-4) and wanted.std() > 1
 

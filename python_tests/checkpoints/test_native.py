@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edlm_engine.loaders import load_ar, load_bundle, load_denoiser, load_model, save_model
+from edlm_engine.checkpoints.bundle import load_ar, load_bundle, load_denoiser
+from edlm_engine.checkpoints.native import load_model, save_model
+from edlm_engine.checkpoints.tokenizer import Tokenizer
 from edlm_engine.models import ARConfig, AutoregressiveTransformer, CausalLMScorer, DiT, DiTConfig
-from edlm_engine.tokenizer import Tokenizer
 
 SIZES = {"length": 8, "hidden_dim": 16, "n_blocks": 2, "n_heads": 2}
 

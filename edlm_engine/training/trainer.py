@@ -12,11 +12,7 @@ import math
 import os
 import platform
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,18 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from edlm_engine.corpus import (
+from edlm_engine.checkpoints.files import TOKENIZER, read_json, write_json
+from edlm_engine.checkpoints.native import save_model
+from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.training.config import (
+    FREE_ON_RESUME,
+    TrainConfig,
+    learning_rate,
+    require,
+    settings,
+)
+from edlm_engine.training.corpus import (
     evaluation_windows,
     read_text,
     split_held_out,
@@ -34,18 +41,9 @@ from edlm_engine.corpus import (
     token_stream,
     training_windows,
 )
-from edlm_engine.loaders import TOKENIZER, read_json, save_model, write_json
-from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
-from edlm_engine.objectives import FINAL_DRAWS, LOSSES, held_out_loss
-from edlm_engine.run_log import append_log, cut_log, plot_losses
-from edlm_engine.tokenizer import Tokenizer
-from edlm_engine.train_config import (
-    FREE_ON_RESUME,
-    TrainConfig,
-    learning_rate,
-    require,
-    settings,
-)
+from edlm_engine.training.objectives import FINAL_DRAWS, LOSSES, held_out_loss
+from edlm_engine.training.run_log import append_log, cut_log, plot_losses
+from edlm_engine.training.signals import stop_signals
 
 KINDS = tuple(LOSSES)
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoint"
@@ -94,7 +92,7 @@ def train(kind: str, config: TrainConfig) -> Result:
     run = Run(kind, config, corpus)
     if latest is not None:
         run.restore(latest)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         run.advance(stop)
     return run.finish()
 
@@ -333,28 +331,3 @@ def processor_name(device: torch.device) -> str:
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
     name = names[0].split(":", 1)[1].strip() if names else platform.processor()
     return f"{name}, {torch.get_num_threads()} thread(s)"
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM; a second signal of the kind acts as usual.
-
-    Outside the main thread Python allows no handlers, and the list stays empty.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def receive(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from edlm_engine import ops
+from edlm_engine.execution.upload import upload
 from edlm_engine.reference import uniform
-from edlm_engine.schedule import LogLinearSchedule
+from edlm_engine.sampling.schedule import LogLinearSchedule
 
 # What a random stream is for: the coordinate that follows the seed in its address.
 REVEAL, CANDIDATES, RESAMPLE = range(3)
@@ -116,18 +117,6 @@ class RevealPlan:
             fill_draws=int(drawn[fills].sum()),
             masked=masked,
         )
-
-
-def upload(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Host tensors [n] of 8 bytes an element on a device, in one copy that does not wait for it.
-
-    Only a copy from pinned memory does not wait. On the CPU the tensors themselves.
-    """
-    if device.type == "cpu":
-        return tensors
-    packed = torch.cat([tensor.view(torch.int64) for tensor in tensors]).pin_memory()
-    parts = packed.to(device, non_blocking=True).split([len(tensor) for tensor in tensors])
-    return tuple(part.view(x.dtype) for part, x in zip(parts, tensors, strict=True))
 
 
 def plan_reveals(

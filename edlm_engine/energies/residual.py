@@ -1,20 +1,14 @@
-"""Energies E(x0, xt, t) of complete candidates: lower is likelier.
-
-The engine draws K candidates from the denoiser, p_theta(x0 | xt), and keeps one with probability
-softmax(-E), which aims at p_theta(x0 | xt) exp(-E) / Z (EDLM, arXiv 2410.21357, equation 7).
-"""
-
-import inspect
-from collections.abc import Callable
-from typing import Protocol
+"""The residual energy of an autoregressive model (EDLM-AR and EDLM-coAR)."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edlm_engine import graphs, ops
-from edlm_engine.graphs import call_model
-from edlm_engine.plan import upload
+from edlm_engine import ops
+from edlm_engine.energies.protocol import AutoregressiveModel
+from edlm_engine.execution import graphs
+from edlm_engine.execution.graphs import call_model
+from edlm_engine.execution.upload import upload
 
 # About 40 D bytes of float32 activations each: 250 MB in all for a model with D = 768.
 MAX_TOKENS = 8192
@@ -22,62 +16,6 @@ MAX_TOKENS = 8192
 SHORTEST_PREFIX = 0.25
 # Within CUDA graphs, of which each length of the known prefix needs its own.
 PREFIX_LENGTHS = 8
-
-
-class Energy(Protocol):
-    """An object with this method, or any callable with its signature, is an energy.
-
-    Optional attributes: `first_position` (default 0), the first position that the energy scores:
-    the engine leaves the positions before it out of `log_q`; `vocab_size` and `length`, checked
-    against those of the denoiser.
-
-    A method or function with a parameter `masked` is also given, by that name, where xt is masked:
-    a NumPy array [B, L] bool. It lies on the host, so an energy that needs to know does not have to
-    wait for a CUDA device to tell.
-    """
-
-    def energy(self, x0: Tensor, xt: Tensor, log_q: Tensor, t: Tensor) -> Tensor:
-        """Energies [B, K] float32.
-
-        x0: complete candidates [B, K, L] int64, equal to xt where xt is not masked. The engine
-            fills the same buffer anew at the next step.
-        xt: noisy tokens [B, L] int64.
-        log_q: log-probability [B, K] float32 of the candidate under the distribution it was drawn
-            from, summed over the masked positions.
-        t: time [B] float32 in (0, 1].
-        """
-        ...
-
-
-def energy_function(energy: Energy | Callable) -> Callable:
-    """What to call, as (x0, xt, log_q, t, masked=): the method `energy` of objects whose class has
-    it, else the object itself."""
-    has_method = hasattr(type(energy), "energy") or not callable(energy)
-    function = energy.energy if has_method else energy
-    try:
-        parameters = inspect.signature(function, follow_wrapped=False).parameters
-    except ValueError:  # some built-in functions have none
-        parameters = {}
-    if "masked" in parameters:
-        return function
-    return lambda x0, xt, log_q, t, masked: function(x0, xt, log_q, t)
-
-
-class AutoregressiveModel(Protocol):
-    """What `ARResidualEnergy` and `generative_perplexity` ask of a left-to-right model.
-
-    It may be `capturable`, as a `Denoiser` may.
-    """
-
-    vocab_size: int
-    length: int
-    first_position: int  # the first position whose token is scored: 0 with a BOS, else 1
-    forbidden_id: int  # a token that is never emitted, -1 for none
-    head: tuple[Tensor, Tensor | None]  # weight [V, D], bias [V]
-
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens [n, L] -> [n, L, D]; row l of a sequence predicts its token l."""
-        ...
 
 
 class ARResidualEnergy:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from edlm_engine.tokenizer import END_OF_TEXT, UNKNOWN_MARK, Tokenizer
+from edlm_engine.checkpoints.tokenizer import END_OF_TEXT, UNKNOWN_MARK, Tokenizer
 
 TEXTS = ["the cat sat on the mat, the cat sat on the hat.\n" * 20, "a dog and the log\n" * 10]
 

@@ -7,13 +7,13 @@ memory that is not pinned, `Uploads` looks for.
 
 import pytest
 import torch
-from test_graphs import LENGTH, denoiser, scorer
+from graph_models import LENGTH, denoiser, scorer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edlm_engine import ARResidualEnergy, CallableDenoiser, Engine, GenerationConfig
-from edlm_engine.engine import _Run
-from edlm_engine.plan import RevealPlan
+from edlm_engine.sampling.plan import RevealPlan
+from edlm_engine.sampling.run import Run
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 PROMPT = [4] * 9
@@ -53,7 +53,7 @@ def uploads(monkeypatch):
         return pinned[-1]
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    advance, start = _Run.advance, _Run.__init__
+    advance, start = Run.advance, Run.__init__
 
     def watched(method):
         def run(self, *given):
@@ -62,9 +62,9 @@ def uploads(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(_Run, "__init__", watched(start))
-    monkeypatch.setattr(_Run, "advance", watched(advance))
-    monkeypatch.setattr(_Run, "result", lambda self: self)
+    monkeypatch.setattr(Run, "__init__", watched(start))
+    monkeypatch.setattr(Run, "advance", watched(advance))
+    monkeypatch.setattr(Run, "result", lambda self, tokenizer: self)
     return uploads
 
 

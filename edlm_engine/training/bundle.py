@@ -1,6 +1,6 @@
 """Put a trained denoiser and AR model together as one folder that `load_bundle` reads.
 
-python -m edlm_engine.bundle DENOISER_RUN AR_RUN OUT --data FOLDER
+python -m edlm_engine.training.bundle DENOISER_RUN AR_RUN OUT --data FOLDER
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 
-from edlm_engine.corpus import (
+from edlm_engine.checkpoints.files import TOKENIZER, read_json, write_json
+from edlm_engine.checkpoints.native import load_model, save_model
+from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.training.corpus import (
     evaluation_windows,
     read_text,
     split_held_out,
     text_files,
     token_stream,
 )
-from edlm_engine.loaders import TOKENIZER, load_model, read_json, save_model, write_json
-from edlm_engine.objectives import FINAL_DRAWS, held_out_loss
-from edlm_engine.run_log import PLOT
-from edlm_engine.tokenizer import Tokenizer
-from edlm_engine.training import RECIPE
+from edlm_engine.training.objectives import FINAL_DRAWS, held_out_loss
+from edlm_engine.training.run_log import PLOT
+from edlm_engine.training.trainer import RECIPE
 
 
 def bundle(

@@ -258,7 +258,7 @@ def test_report_says_how_work_grows(page):
 
 
 def test_report_reads_runs_of_older_versions(tmp_path):
-    folder = Path(__file__).parents[1] / "bench" / "results" / "cpu-avx512"
+    folder = Path(__file__).parents[2] / "bench" / "results" / "cpu-avx512"
     text = write_report(sorted(folder.glob("*.json")), tmp_path / "page").read_text()
     assert "2.29 x" in text and "Of this machine's matrix rate" not in text
     assert (tmp_path / "page" / "phases.png").is_file()

@@ -1,63 +1,23 @@
-"""Models, tokenizers and bundles on disk: strict both ways, nothing half written."""
+"""Our own models on disk: a config.json and a model.safetensors."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from edlm_engine.models import (
-    ARConfig,
-    AutoregressiveTransformer,
-    CausalLMScorer,
-    DiT,
-    DiTConfig,
-)
+from edlm_engine.checkpoints.files import CONFIG, WEIGHTS, read_json, write_json
+from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
 from edlm_engine.models.layers import TIED_HEAD
-from edlm_engine.tokenizer import Tokenizer
 
 ARCHITECTURES = {"dit": (DiTConfig, DiT), "ar": (ARConfig, AutoregressiveTransformer)}
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-BUNDLED = Path(__file__).with_name("assets") / "novels"
 
 Model = DiT | AutoregressiveTransformer
-Scorer = AutoregressiveTransformer | CausalLMScorer
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """What belongs together for sampling; `ar` is the model behind an AR energy."""
-
-    denoiser: DiT
-    ar: Scorer | None
-    tokenizer: Tokenizer | None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, complete or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no file {path}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def save_model(model: Model, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -157,70 +117,3 @@ def _check_names(what: str, wanted: set[str], got: set[str], path: Path) -> None
     missing, unexpected = sorted(wanted - got), sorted(got - wanted)
     if missing or unexpected:
         raise ValueError(f"{path} has missing {what} {missing}, unexpected {what} {unexpected}")
-
-
-def load_denoiser(
-    directory: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> DiT:
-    """`load_model` for a folder that must hold a denoiser."""
-    return _expect(load_model(directory, device=device, dtype=dtype), DiT, directory)
-
-
-def load_ar(
-    directory: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> Scorer:
-    """A left-to-right model: a folder of our own, or of any causal language model of transformers.
-
-    The latter has a config.json with a `model_type`; it is read from the folder only, without
-    remote code, and a BOS is put in front where its configuration names one. Raises as
-    `load_model` does, and ImportError where transformers is needed and absent.
-    """
-    path = Path(directory) / CONFIG
-    if path.is_file() and "model_type" in read_json(path):
-        return CausalLMScorer.from_pretrained(directory, device=device, dtype=dtype)
-    model = load_model(directory, device=device, dtype=dtype)
-    return _expect(model, AutoregressiveTransformer, directory)
-
-
-def _expect(model: Model, wanted: type, directory: str | Path) -> Any:
-    if not isinstance(model, wanted):
-        raise ValueError(f"{directory} must hold a {wanted.__name__}, got a {type(model).__name__}")
-    return model
-
-
-def load_bundle(
-    path: str | Path | None = None,
-    *,
-    energy: str | Path | None = "default",
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> Bundle:
-    """A denoiser with its tokenizer and the AR model of its energy.
-
-    `path` is a folder with denoiser/ and perhaps ar/ and tokenizer.json, or one that is itself a
-    denoiser with perhaps a tokenizer.json; None is the bundled model. `energy` is "ar" or "coar"
-    for the AR model beside the denoiser, the folder of another one, or None; "default" is "ar" for
-    the bundled model and None elsewhere. Raises as `load_model` does.
-    """
-    root = BUNDLED if path is None else Path(path)
-    places = [folder for folder in (root / "denoiser", root) if (folder / CONFIG).is_file()]
-    if not places:
-        raise FileNotFoundError(
-            f"no model at {root}: looked for {root / 'denoiser' / CONFIG} and {root / CONFIG}"
-        )
-    if energy == "default":
-        energy = "ar" if path is None else None
-    beside = energy in ("ar", "coar")
-    scorer = root / "ar" if beside else energy
-    tokenizer = root / TOKENIZER
-    return Bundle(
-        denoiser=load_denoiser(places[0], device=device, dtype=dtype),
-        ar=None if scorer is None else load_ar(scorer, device=device, dtype=dtype),
-        tokenizer=Tokenizer.from_file(tokenizer) if tokenizer.is_file() else None,
-    )

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from edlm_engine.config import GenerationConfig
-from edlm_engine.energy import sequence_log_probs
-from edlm_engine.engine import Engine, Generation
-from edlm_engine.metrics import token_entropy
+from edlm_engine.energies.residual import sequence_log_probs
+from edlm_engine.engine import Engine
+from edlm_engine.evaluation.metrics import token_entropy
+from edlm_engine.sampling.config import GenerationConfig
+from edlm_engine.sampling.run import Generation
 
 
 @dataclass(frozen=True)

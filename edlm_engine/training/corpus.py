@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edlm_engine.tokenizer import Tokenizer
+from edlm_engine.checkpoints.tokenizer import Tokenizer
 
 STRAIGHT = str.maketrans("“”‘’`\u00a0\u000c\t", "\"\"'''   ", "_*")
 WRAP_COLUMNS = 100

@@ -4,7 +4,11 @@ import pytest
 import torch
 from tiny_models import TableAR
 
-from edlm_engine.metrics import effective_sample_size, generative_perplexity, token_entropy
+from edlm_engine.evaluation.metrics import (
+    effective_sample_size,
+    generative_perplexity,
+    token_entropy,
+)
 
 
 def test_effective_sample_size():

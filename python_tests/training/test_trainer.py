@@ -10,21 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edlm_engine import training
-from edlm_engine.bundle import bundle
-from edlm_engine.corpus import (
+from edlm_engine.checkpoints.bundle import load_bundle
+from edlm_engine.checkpoints.native import load_model
+from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.training import trainer
+from edlm_engine.training.bundle import bundle
+from edlm_engine.training.config import TrainConfig, learning_rate
+from edlm_engine.training.corpus import (
     evaluation_windows,
     split_held_out,
     text_files,
     training_windows,
     unwrap_text,
 )
-from edlm_engine.loaders import load_bundle, load_model
-from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
-from edlm_engine.objectives import ar_loss, denoiser_loss, held_out_loss, mask_tokens
-from edlm_engine.run_log import read_log
-from edlm_engine.train_config import TrainConfig, learning_rate
-from edlm_engine.training import train
+from edlm_engine.training.objectives import ar_loss, denoiser_loss, held_out_loss, mask_tokens
+from edlm_engine.training.run_log import read_log
+from edlm_engine.training.trainer import train
 
 SIZES = {"length": 4, "hidden_dim": 16, "n_blocks": 1, "n_heads": 2}
 
@@ -209,14 +210,14 @@ def weights(out):
 
 def interrupt_after(monkeypatch, step, number):
     """Send this process a signal in the middle of the step that follows `step`."""
-    original = training.training_windows
+    original = trainer.training_windows
 
     def windows(stream, length, batch_size, at, seed):
         if at == step:
             os.kill(os.getpid(), number)
         return original(stream, length, batch_size, at, seed)
 
-    monkeypatch.setattr(training, "training_windows", windows)
+    monkeypatch.setattr(trainer, "training_windows", windows)
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "ar"])
@@ -273,14 +274,14 @@ def test_killed_run_continues_from_its_checkpoint(config, tmp_path, monkeypatch)
     straight = dataclasses.replace(config, out=str(tmp_path / "straight"))
     train("ar", straight)
 
-    original = training.training_windows
+    original = trainer.training_windows
 
     def windows(stream, length, batch_size, at, seed):
         if at == 5:
             raise MemoryError("the machine died")
         return original(stream, length, batch_size, at, seed)
 
-    monkeypatch.setattr(training, "training_windows", windows)
+    monkeypatch.setattr(trainer, "training_windows", windows)
     with pytest.raises(MemoryError):
         train("ar", config)
     monkeypatch.undo()
@@ -298,7 +299,7 @@ def test_every_step_has_its_own_noise(config, monkeypatch):
         seeds.append(random.initial_seed())
         return ar_loss(model, x0, random, hidden)
 
-    monkeypatch.setitem(training.LOSSES, "ar", recording)
+    monkeypatch.setitem(trainer.LOSSES, "ar", recording)
     train("ar", dataclasses.replace(config, held_out=()))
     assert len(set(seeds)) == len(seeds) == 6
 

@@ -7,7 +7,7 @@ from op_cases import P_VALUE
 from scipy import stats
 
 from edlm_engine import LogLinearSchedule, ops, reference
-from edlm_engine.plan import REVEAL, plan_reveals
+from edlm_engine.sampling.plan import REVEAL, plan_reveals
 
 SCHEDULE = LogLinearSchedule(eps=0.1)
 TENSORS = ("rows", "numbers", "times", "sigmas", "draws", "reveals", "energy_index")

@@ -1,0 +1,92 @@
+"""What belongs together for sampling: a denoiser, its tokenizer and the model of its energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edlm_engine.checkpoints.files import BUNDLED, CONFIG, TOKENIZER, read_json
+from edlm_engine.checkpoints.native import Model, load_model
+from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.models import AutoregressiveTransformer, CausalLMScorer, DiT
+
+Scorer = AutoregressiveTransformer | CausalLMScorer
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What belongs together for sampling; `ar` is the model behind an AR energy."""
+
+    denoiser: DiT
+    ar: Scorer | None
+    tokenizer: Tokenizer | None
+
+
+def load_denoiser(
+    directory: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> DiT:
+    """`load_model` for a folder that must hold a denoiser."""
+    return _expect(load_model(directory, device=device, dtype=dtype), DiT, directory)
+
+
+def load_ar(
+    directory: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Scorer:
+    """A left-to-right model: a folder of our own, or of any causal language model of transformers.
+
+    The latter has a config.json with a `model_type`; it is read from the folder only, without
+    remote code, and a BOS is put in front where its configuration names one. Raises as
+    `load_model` does, and ImportError where transformers is needed and absent.
+    """
+    path = Path(directory) / CONFIG
+    if path.is_file() and "model_type" in read_json(path):
+        return CausalLMScorer.from_pretrained(directory, device=device, dtype=dtype)
+    model = load_model(directory, device=device, dtype=dtype)
+    return _expect(model, AutoregressiveTransformer, directory)
+
+
+def _expect(model: Model, wanted: type, directory: str | Path) -> Any:
+    if not isinstance(model, wanted):
+        raise ValueError(f"{directory} must hold a {wanted.__name__}, got a {type(model).__name__}")
+    return model
+
+
+def load_bundle(
+    path: str | Path | None = None,
+    *,
+    energy: str | Path | None = "default",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Bundle:
+    """A denoiser with its tokenizer and the AR model of its energy.
+
+    `path` is a folder with denoiser/ and perhaps ar/ and tokenizer.json, or one that is itself a
+    denoiser with perhaps a tokenizer.json; None is the bundled model. `energy` is "ar" or "coar"
+    for the AR model beside the denoiser, the folder of another one, or None; "default" is "ar" for
+    the bundled model and None elsewhere. Raises as `load_model` does.
+    """
+    root = BUNDLED if path is None else Path(path)
+    places = [folder for folder in (root / "denoiser", root) if (folder / CONFIG).is_file()]
+    if not places:
+        raise FileNotFoundError(
+            f"no model at {root}: looked for {root / 'denoiser' / CONFIG} and {root / CONFIG}"
+        )
+    if energy == "default":
+        energy = "ar" if path is None else None
+    beside = energy in ("ar", "coar")
+    scorer = root / "ar" if beside else energy
+    tokenizer = root / TOKENIZER
+    return Bundle(
+        denoiser=load_denoiser(places[0], device=device, dtype=dtype),
+        ar=None if scorer is None else load_ar(scorer, device=device, dtype=dtype),
+        tokenizer=Tokenizer.from_file(tokenizer) if tokenizer.is_file() else None,
+    )

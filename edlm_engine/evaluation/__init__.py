@@ -1,0 +1,1 @@
+"""What is said of generations afterwards; no generation needs any of it."""

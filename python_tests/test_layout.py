@@ -1,0 +1,114 @@
+"""The rooms of the package: imports run down only, files are short, public names stay."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import edlm_engine
+from edlm_engine.info import HEAD_OPS, OPS
+
+PACKAGE = Path(edlm_engine.__file__).parent
+# From the top: a module imports from its own room and from rooms of later lines.
+LINES = [
+    ["cli"],
+    ["__init__"],
+    ["info", "likelihood", "metrics"],
+    ["serving", "evaluation", "training"],
+    ["engine"],
+    ["sampling"],
+    ["energies", "checkpoints"],
+    ["execution"],
+    ["models", "drop_in"],
+    ["ops", "reference"],
+    ["_C"],
+]
+LINE = {room: line for line, rooms in enumerate(LINES) for room in rooms}
+LONGEST, LONGER = 300, {"engine.py": 400, "training/trainer.py": 360}
+
+FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(file):
+    return file.split("/")[0].removesuffix(".py")
+
+
+def imported_rooms(source):
+    """The rooms that a module names in its imports, at any depth; `__init__` for the package."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [alias.name for alias in node.names]
+            whole = node.module == "edlm_engine"
+            modules = [f"{node.module}.{name}" for name in names] if whole else [node.module]
+        else:
+            continue
+        for package, *rest in (module.split(".") for module in modules):
+            if package == "edlm_engine":
+                yield rest[0] if rest and rest[0] in LINE else "__init__"
+
+
+def upward(file, source):
+    """The rooms a file may not import from, but does."""
+    room = room_of(file)
+    return sorted(
+        {other for other in imported_rooms(source) if other != room and LINE[other] <= LINE[room]}
+    )
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_run_down(file):
+    assert room_of(file) in LINE, f"{file} is in no room: give it a line above"
+    assert upward(file, FILES[file].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "found"),
+    [
+        ("sampling/plan.py", "from edlm_engine.engine import Engine", ["engine"]),
+        (
+            "sampling/plan.py",
+            "def f():\n    from edlm_engine.training.corpus import x",
+            ["training"],
+        ),
+        ("sampling/plan.py", "import edlm_engine.evaluation.compare", ["evaluation"]),
+        ("sampling/plan.py", "from edlm_engine import engine, ops", ["engine"]),
+        ("sampling/plan.py", "from edlm_engine import GenerationConfig", ["__init__"]),
+        ("energies/residual.py", "from edlm_engine.checkpoints import files", ["checkpoints"]),
+        ("sampling/plan.py", "from edlm_engine.sampling.run import Run\nimport torch", []),
+        ("engine.py", "from edlm_engine.sampling.run import Run", []),
+    ],
+)
+def test_an_import_that_climbs_is_seen(file, line, found):
+    assert upward(file, line) == found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_are_short(file):
+    assert len(FILES[file].read_text().splitlines()) <= LONGER.get(file, LONGEST)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("edlm_engine", edlm_engine.__all__),
+        ("edlm_engine.likelihood", ["log_partition_bounds"]),
+        (
+            "edlm_engine.metrics",
+            ["effective_sample_size", "token_entropy", "generative_perplexity"],
+        ),
+        ("edlm_engine.drop_in", ["sample_categorical", "accelerate"]),
+        ("edlm_engine.ops", [*OPS, *HEAD_OPS]),
+        ("edlm_engine.reference", [*OPS, *HEAD_OPS]),
+    ],
+)
+def test_public_names(module, names):
+    for name in names:
+        assert hasattr(importlib.import_module(module), name), name
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
