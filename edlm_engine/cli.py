@@ -13,6 +13,12 @@ from pathlib import Path
 
 import torch
 
+TRAINED = {
+    "denoiser": "a masked denoiser of our own, from nothing",
+    "ar": "a left-to-right model of our own, from nothing",
+    "adapt": "a pretrained causal language model, to a masked denoiser",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
@@ -40,10 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--progress", action="store_true", help="show a progress bar")
     generate.set_defaults(run=_generate)
 
-    train = commands.add_parser("train", help="train a denoiser or an AR model on text files")
-    train.add_argument("kind", choices=("denoiser", "ar"))
-    _add_train_options(train)
-    train.set_defaults(run=_train)
+    train = commands.add_parser("train", help="train a model on text files")
+    kinds = train.add_subparsers(dest="kind", required=True)
+    for kind, about in TRAINED.items():
+        one = kinds.add_parser(kind, help=about)
+        _add_train_options(one, _train_config(kind))
+        one.set_defaults(run=_train)
 
     evaluate = commands.add_parser(
         "evaluate", help="log p_AR of generated text with the energy and without it"
@@ -94,12 +102,16 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    """One option per field of TrainConfig."""
-    from edlm_engine.training.config import TrainConfig
+def _train_config(kind: str) -> type:
+    from edlm_engine.training.config import AdaptConfig, TrainConfig
 
-    types = typing.get_type_hints(TrainConfig)
-    for field in dataclasses.fields(TrainConfig):
+    return AdaptConfig if kind == "adapt" else TrainConfig
+
+
+def _add_train_options(parser: argparse.ArgumentParser, config: type) -> None:
+    """One option per field of a run's configuration."""
+    types = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
         flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
         required = field.default is dataclasses.MISSING
         common = {"dest": field.name, "required": required}
@@ -169,14 +181,14 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from edlm_engine.training.config import TrainConfig
     from edlm_engine.training.trainer import train
 
-    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)}
+    config = _train_config(args.kind)
+    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(config)}
     for name, value in fields.items():
         if isinstance(value, list):
             fields[name] = tuple(value)
-    result = train(args.kind, TrainConfig(**fields))
+    result = train(args.kind, config(**fields))
     end = "finished" if result.finished else "stopped; --resume continues"
     loss = result.held_out_loss
     note = "" if loss is None else f", held-out loss {loss:.4f} nats per token"

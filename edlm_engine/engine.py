@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from edlm_engine import ops
-from edlm_engine.checkpoints.bundle import load_bundle
+from edlm_engine.checkpoints.bundle import load_for_sampling
 from edlm_engine.energies.protocol import Energy
 from edlm_engine.energies.residual import ARResidualEnergy
 from edlm_engine.execution import graphs
-from edlm_engine.execution.dtype import fast_dtype
 from edlm_engine.execution.graphs import ModelGraphs
 from edlm_engine.execution.threads import one_thread
 from edlm_engine.models.denoiser import Denoiser, device_of
-from edlm_engine.models.layers import cast_parameters
 from edlm_engine.sampling.canvas import Tokens, check_canvas, compose_canvas, sequence_seeds
 from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.sampling.plan import RevealPlan, plan_reveals
@@ -75,16 +73,23 @@ class Engine:
         path: str | Path | None = None,
         *,
         energy: str | Path | None = "default",
+        base: str | Path | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         compile: bool = False,
         cuda_graphs: bool = True,
     ) -> Engine:
-        """Load a denoiser with its tokenizer and energy; `path` None is the bundled model.
+        """Load a denoiser with its tokenizer and energy.
+
+        path: a folder; None, the small bundled model; or "smollm2", SmolLM2-135M adapted to masked
+        diffusion (the change is bundled, its base weights are looked for on this machine). An
+        adapted folder of one's own (`edlm train adapt`) shares its base in the same way.
 
         energy: "ar" or "coar", the AR model beside the denoiser without and with carry-over; the
-        folder of another AR model; or None, plain MDLM. "default" is "ar" for the bundled model and
-        None for any other.
+        folder of another AR model; or None, plain MDLM. "default" is "ar" for the bundled and
+        adapted models and None for any other.
+
+        base: for an adapted model, the folder or GGUF file of its base, looked for first.
 
         dtype: of the weights. By default the transformer blocks are bfloat16 where the processor
         or GPU multiplies such numbers (else float32, and a log line says why) and the heads
@@ -98,20 +103,15 @@ class Engine:
         cuda_graphs: see `Engine`.
 
         A denoiser without time conditioning is folded (see `FoldedDiT`). Raises FileNotFoundError
-        and ValueError as `edlm_engine.checkpoints.bundle.load_bundle` does.
+        and ValueError as `edlm_engine.checkpoints.bundle.load_for_sampling` does.
         """
         if energy == "nce":
             raise ValueError(
                 'energy must be "ar", "coar", the folder of an AR model or None, got "nce"'
             )
-        bundle = load_bundle(path, energy=energy, device=device, dtype=torch.float32)
+        bundle = load_for_sampling(path, energy=energy, base=base, device=device, dtype=dtype)
         denoiser, ar = bundle.denoiser, bundle.ar
-        if not denoiser.config.time_conditioning:
-            denoiser = denoiser.folded()
         for model in (denoiser, ar):
-            if model is None:
-                continue
-            cast_parameters(model, dtype) if dtype else model.blocks_to(fast_dtype(device))
             for name in ("hidden", "hidden_after_prefix") if compile else ():
                 if hasattr(model, name):
                     setattr(model, name, torch.compile(getattr(model, name), dynamic=True))

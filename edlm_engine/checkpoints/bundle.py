@@ -8,10 +8,18 @@ from typing import Any
 
 import torch
 
-from edlm_engine.checkpoints.files import BUNDLED, CONFIG, TOKENIZER, read_json
+from edlm_engine.checkpoints.adapted import is_adapted, load_adapted
+from edlm_engine.checkpoints.files import ASSETS, BUNDLED, CONFIG, TOKENIZER, read_json
 from edlm_engine.checkpoints.native import Model, load_model
 from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.execution.dtype import fast_dtype
 from edlm_engine.models import AutoregressiveTransformer, CausalLMScorer, DiT
+from edlm_engine.models.bidirectional import BidirectionalCausalLM
+from edlm_engine.models.dit import FoldedDiT
+from edlm_engine.models.layers import cast_parameters
+
+# Pairs that come with the package, by name: their base weights are found on the machine.
+NAMED_PAIRS = ("smollm2",)
 
 Scorer = AutoregressiveTransformer | CausalLMScorer
 
@@ -20,7 +28,7 @@ Scorer = AutoregressiveTransformer | CausalLMScorer
 class Bundle:
     """What belongs together for sampling; `ar` is the model behind an AR energy."""
 
-    denoiser: DiT
+    denoiser: DiT | FoldedDiT | BidirectionalCausalLM
     ar: Scorer | None
     tokenizer: Tokenizer | None
 
@@ -90,3 +98,61 @@ def load_bundle(
         ar=None if scorer is None else load_ar(scorer, device=device, dtype=dtype),
         tokenizer=Tokenizer.from_file(tokenizer) if tokenizer.is_file() else None,
     )
+
+
+def load_for_sampling(
+    path: str | Path | None = None,
+    *,
+    energy: str | Path | None = "default",
+    base: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Bundle:
+    """A bundle as the engine wants it: folded where that can be, in the dtypes that are fast.
+
+    `path` and `energy` are those of `load_bundle`, where `path` may also be the name of a pair that
+    comes with the package, or the folder of an adapted causal language model: its "ar" is its base,
+    looked for at `base` first, and the default. `dtype` is of all weights; None means blocks in the
+    device's fast dtype under float32 heads. Raises as `load_bundle` and `load_adapted` do.
+    """
+    if path is not None and str(path) in NAMED_PAIRS and not Path(path).exists():
+        path = ASSETS / str(path)
+    if path is not None and is_adapted(Path(path)):
+        return _adapted(Path(path), energy, base, device, dtype)
+    if base is not None:
+        raise ValueError(f"base is only for adapted models, {path or 'the bundled one'} is none")
+    bundle = load_bundle(path, energy=energy, device=device, dtype=torch.float32)
+    denoiser = bundle.denoiser
+    if not denoiser.config.time_conditioning:
+        denoiser = denoiser.folded()
+    for model in (denoiser, bundle.ar):
+        if model is not None:
+            _cast(model, device, dtype)
+    return Bundle(denoiser, bundle.ar, bundle.tokenizer)
+
+
+def _cast(model, device: torch.device | str, dtype: torch.dtype | None) -> None:
+    cast_parameters(model, dtype) if dtype else model.blocks_to(fast_dtype(device))
+
+
+def _adapted(
+    folder: Path,
+    energy: str | Path | None,
+    base: str | Path | None,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> Bundle:
+    own = energy in ("default", "ar", "coar")
+    pair = load_adapted(
+        folder,
+        base=base,
+        with_ar=own,
+        device=device,
+        dtype=dtype or fast_dtype(device),
+        head_dtype=dtype or torch.float32,
+    )
+    ar: Scorer | None = pair.ar
+    if energy is not None and not own:
+        ar = load_ar(energy, device=device, dtype=torch.float32)
+        _cast(ar, device, dtype)
+    return Bundle(pair.denoiser, ar, pair.tokenizer)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-BUNDLED = Path(__file__).parents[1] / "assets" / "novels"
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED = ASSETS / "novels"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -68,7 +68,7 @@ def load_model(
         if not (directory / name).is_file():
             raise FileNotFoundError(f"no model at {directory}: looked for {directory / name}")
     model = _model_from_config(directory / CONFIG)
-    tensors = _read_weights(directory / WEIGHTS)
+    tensors = read_weights(directory / WEIGHTS)
     _check_weights(model, tensors, directory / WEIGHTS)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_head()
@@ -85,7 +85,7 @@ def _model_from_config(path: Path) -> Model:
         )
     config_class, model_class = ARCHITECTURES[architecture]
     wanted = {field.name for field in dataclasses.fields(config_class)}
-    _check_names("fields", wanted, set(fields), path)
+    check_names("fields", wanted, set(fields), path)
     try:
         config = config_class(**fields)
     except (ValueError, TypeError) as error:
@@ -94,7 +94,8 @@ def _model_from_config(path: Path) -> Model:
         return model_class(config)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; ValueError for a damaged one."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -102,18 +103,23 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_weights(model: Model, tensors: dict[str, Tensor], path: Path) -> None:
-    _check_names("weights", _stored_names(model), set(tensors), path)
-    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_names("weights", _stored_names(model), set(tensors), path)
+    check_shapes({name: t.shape for name, t in model.state_dict().items()}, tensors, path)
+
+
+def check_shapes(wanted: dict[str, torch.Size], tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise ValueError naming each of the tensors of a file whose shape is not the one wanted."""
     wrong = [
-        f"{name} must be {wanted[name]}, got {list(tensor.shape)}"
+        f"{name} must be {list(wanted[name])}, got {list(tensor.shape)}"
         for name, tensor in sorted(tensors.items())
-        if list(tensor.shape) != wanted[name]
+        if tensor.shape != wanted[name]
     ]
     if wrong:
         raise ValueError(f"{path} has wrong shapes: {'; '.join(wrong)}")
 
 
-def _check_names(what: str, wanted: set[str], got: set[str], path: Path) -> None:
+def check_names(what: str, wanted: set[str], got: set[str], path: Path) -> None:
+    """Raise ValueError naming what a file lacks and what it should not have."""
     missing, unexpected = sorted(wanted - got), sorted(got - wanted)
     if missing or unexpected:
         raise ValueError(f"{path} has missing {what} {missing}, unexpected {what} {unexpected}")

@@ -15,13 +15,15 @@ UNKNOWN_MARK = "\u2588"
 
 
 class Tokenizer:
-    """Byte-level BPE whose `<|endoftext|>` ends documents and starts the autoregressive model.
+    """Byte-level BPE with a token that ends documents and starts the autoregressive model.
 
-    Any text is encoded and decoded without loss: every byte is in the vocabulary.
+    That token is `<|endoftext|>`, or `bos_id` where another model's tokenizer has another. Any text
+    is encoded and decoded without loss where every byte is in the vocabulary, as here.
     """
 
-    def __init__(self, bpe: BPETokenizer) -> None:
-        bos_id = bpe.token_to_id(END_OF_TEXT)
+    def __init__(self, bpe: BPETokenizer, bos_id: int | None = None) -> None:
+        if bos_id is None:
+            bos_id = bpe.token_to_id(END_OF_TEXT)
         if bos_id is None:
             raise ValueError(f"the tokenizer must have the token {END_OF_TEXT}, it has none")
         self._bpe = bpe
@@ -33,7 +35,12 @@ class Tokenizer:
         return self._bpe.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        return self._bpe.encode(text).ids
+        """Ids of the text alone: no special token is put around it."""
+        return self._bpe.encode(text, add_special_tokens=False).ids
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its name in the vocabulary, None if it has none."""
+        return self._bpe.token_to_id(token)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; one outside the vocabulary, such as the mask, shows as `\u2588`."""
@@ -54,7 +61,7 @@ class Tokenizer:
         os.replace(temporary, path)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
+    def from_file(cls, path: str | Path, bos_id: int | None = None) -> Tokenizer:
         """Read a tokenizer.json, or a folder with one or with GPT-2's vocab.json and merges.txt.
 
         Raises FileNotFoundError when there is none, ValueError when the file cannot be read.
@@ -66,7 +73,7 @@ class Tokenizer:
                 bpe = BPETokenizer.from_file(str(file))
             except Exception as error:  # the library raises plain Exception
                 raise ValueError(f"{file} is not a tokenizer file: {error}") from error
-            return cls(bpe)
+            return cls(bpe, bos_id)
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
             return cls.from_gpt2(path / "vocab.json", path / "merges.txt")
         raise FileNotFoundError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +18,20 @@ class CausalLMScorer(nn.Module):
     """The interface of `AutoregressiveTransformer` around a transformers model.
 
     With `bos_id` that token is put in front and position 0 is scored; with None scoring starts at
-    position 1. The model must have a plain linear head on its last hidden state: one that scales
-    or caps its logits is refused with ValueError, since its scores would be others.
+    position 1. `forbidden_id` is a token left out of every distribution, the mask of a denoiser of
+    the same vocabulary; -1 for none. The model must have a plain linear head on its last hidden
+    state: one that scales or caps its logits is refused with ValueError, since its scores would be
+    others.
 
     Not captured in CUDA graphs, since some of these models wait for the device: set `capturable` to
     True on the scorer of one that does not (see `edlm_engine.execution.graphs`).
     """
 
-    forbidden_id = -1
-
-    def __init__(self, model: nn.Module, bos_id: int | None = None) -> None:
+    def __init__(self, model: nn.Module, bos_id: int | None = None, forbidden_id: int = -1) -> None:
         super().__init__()
         self.model = model.eval()
         self.bos_id = bos_id
+        self.forbidden_id = forbidden_id
         self._require_plain_head()
 
     @classmethod
@@ -38,19 +42,12 @@ class CausalLMScorer(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> CausalLMScorer:
-        """Read a local folder; the BOS is the `bos_token_id` of its configuration, if it has one.
+        """Read a local folder or GGUF file; the BOS is the `bos_token_id` of its configuration.
 
-        `dtype=None` keeps the stored one. No network and no remote code.
+        `dtype=None` keeps the stored one. No network and no remote code. Raises as
+        `read_causal_lm` does.
         """
-        try:
-            from transformers import AutoModelForCausalLM
-        except ImportError as error:
-            raise ImportError(
-                f"{directory} is a transformers model: pip install 'edlm_engine[hub]'"
-            ) from error
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, dtype=dtype or "auto"
-        )
+        model = read_causal_lm(directory, dtype=dtype)
         return cls(model.to(device), model.config.bos_token_id)
 
     @property
@@ -87,6 +84,28 @@ class CausalLMScorer(nn.Module):
         require_tokens(tokens, "tokens", self.length)
         return predict_next(self._states, tokens, self.bos_id)
 
+    def hidden_after_prefix(self, tokens: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """`hidden` of tokens [b, K, L] that share their first `prefix` over K, by the KV cache.
+
+        Returns the rows of those positions [b, prefix, D], computed once for all K, and the others
+        [b, K, L - prefix, D]: up to rounding the values of `hidden`. `prefix` must lie between
+        `first_position` + 1 and L - 1.
+        """
+        groups, candidates, length = tokens.shape
+        first = self.first_position
+        if not first < prefix < length:
+            raise ValueError(f"prefix must be in ({first}, {length}), got {prefix}")
+        seen = tokens[..., :-1] if first else F.pad(tokens[..., :-1], (1, 0), value=self.bos_id)
+        known, rest = seen[:, 0, : prefix - first], seen[..., prefix - first :].flatten(0, 1)
+        run = self.model.base_model
+        first_part = run(input_ids=known, use_cache=True)
+        cache = first_part.past_key_values
+        cache.batch_repeat_interleave(candidates)
+        states = run(input_ids=rest, past_key_values=cache, use_cache=True).last_hidden_state
+        dtype = self.head[0].dtype
+        before = F.pad(first_part.last_hidden_state.to(dtype), (0, 0, first, 0))
+        return before, states.to(dtype).unflatten(0, (groups, candidates))
+
     def logits(self, tokens: Tensor) -> Tensor:
         """Raw logits [n, L, V]; row l predicts token l."""
         return F.linear(self.hidden(tokens), *self.head)
@@ -105,3 +124,80 @@ class CausalLMScorer(nn.Module):
         if wanted.shape != got.shape or not torch.allclose(wanted, got, rtol=1e-2, atol=1e-2):
             name = type(self.model).__name__
             raise ValueError(f"{name} does more to its logits than a linear head: not supported")
+
+
+def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """A causal language model of transformers from a folder, or from a GGUF file, on the CPU.
+
+    A folder holds a config.json with safetensors beside it, or one *.gguf file. Strict: every
+    weight of the model is in the file and no other. No network, no pickles, no remote code.
+
+    Raises:
+        ImportError: transformers, or gguf for such a file, is not installed.
+        FileNotFoundError: no such file or folder.
+        ValueError: damaged files; missing, unexpected or wrongly shaped weights, by name.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a transformers model: pip install 'edlm_engine[hub]'"
+        ) from error
+    folder, gguf = locate_gguf(path)
+    source: dict[str, Any] = {"gguf_file": gguf} if gguf else {"use_safetensors": True}
+    with _without_progress():
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                **source,
+            )
+        except ImportError:
+            raise
+        except Exception as error:  # the libraries below raise plain Exceptions for damaged files
+            raise ValueError(
+                f"{path} is damaged or not a causal language model: {error}"
+            ) from error
+    # A quantised file may carry tensors that only its own format needs; folders may not.
+    faults = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "wrongly shaped": report["mismatched_keys"],
+    }
+    named = [f"{what} weights {sorted(map(str, keys))}" for what, keys in faults.items() if keys]
+    if named or report["error_msgs"]:
+        raise ValueError(f"{path} has {'; '.join([*named, *report['error_msgs']])}")
+    return model
+
+
+def locate_gguf(path: str | Path) -> tuple[Path, str | None]:
+    """(folder, name of its GGUF file or None) of a folder or of a GGUF file."""
+    path = Path(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"{path} must be a folder or a .gguf file")
+        return path.parent, path.name
+    if not path.is_dir():
+        raise FileNotFoundError(f"no model at {path}")
+    files = sorted(path.glob("*.gguf"))
+    if (path / "config.json").is_file() or not files:
+        return path, None
+    if len(files) > 1:
+        raise ValueError(f"{path} must hold one GGUF file, it holds {[f.name for f in files]}")
+    return path, files[0].name
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

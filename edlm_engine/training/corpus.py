@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.training.config import RunConfig, require
 
 STRAIGHT = str.maketrans("“”‘’`\u00a0\u000c\t", "\"\"'''   ", "_*")
 WRAP_COLUMNS = 100
@@ -73,6 +74,12 @@ def unwrap_text(text: str) -> str:
 
 def _ends_paragraph(line: str, margin: float) -> bool:
     return len(line) < 0.8 * margin and re.search(r"[.!?:;-]['\")]*$", line) is not None
+
+
+def text_stream(config: RunConfig, texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
+    """`token_stream` of the training texts of a run, of which there must be one."""
+    require("held_out", len(texts) > 0, "leaving files to train on", config.held_out)
+    return token_stream(texts, tokenizer)
 
 
 def token_stream(texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:

@@ -66,7 +66,7 @@ def ar_loss(
     return F.cross_entropy(logits, x0[:, first:].flatten())
 
 
-LOSSES = {"denoiser": denoiser_loss, "ar": ar_loss}
+LOSSES = {"denoiser": denoiser_loss, "adapt": denoiser_loss, "ar": ar_loss}
 
 
 @torch.inference_mode()
@@ -87,8 +87,9 @@ def held_out_loss(
     model.eval()
     random = torch.Generator().manual_seed(seed)
     total = 0.0
-    for _ in range(draws if kind == "denoiser" else 1):
+    draws = 1 if kind == "ar" else draws
+    for _ in range(draws):
         for x0 in windows.split(batch_size):
             total += LOSSES[kind](model, x0, random, model.hidden).item() * len(x0)
     model.train(was_training)
-    return total / (len(windows) * (draws if kind == "denoiser" else 1))
+    return total / (len(windows) * draws)

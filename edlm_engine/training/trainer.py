@@ -13,22 +13,22 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from edlm_engine.checkpoints.files import TOKENIZER, read_json, write_json
-from edlm_engine.checkpoints.native import save_model
 from edlm_engine.checkpoints.tokenizer import Tokenizer
-from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
 from edlm_engine.training.config import (
     FREE_ON_RESUME,
-    TrainConfig,
+    RunConfig,
     learning_rate,
     require,
     settings,
@@ -41,11 +41,11 @@ from edlm_engine.training.corpus import (
     token_stream,
     training_windows,
 )
+from edlm_engine.training.kinds import KINDS
 from edlm_engine.training.objectives import FINAL_DRAWS, LOSSES, held_out_loss
 from edlm_engine.training.run_log import append_log, cut_log, plot_losses
 from edlm_engine.training.signals import stop_signals
 
-KINDS = tuple(LOSSES)
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoint"
 LOG_EVERY = 10
 
@@ -67,8 +67,10 @@ class Corpus:
     facts: dict[str, Any]
 
 
-def train(kind: str, config: TrainConfig) -> Result:
-    """Train a "denoiser" (bound of masked diffusion) or an "ar" model into `config.out`.
+def train(kind: str, config: RunConfig) -> Result:
+    """Train a "denoiser" or "ar" model, or "adapt" a pretrained one, into `config.out`.
+
+    A denoiser's loss is the bound of masked diffusion. `KINDS` names each kind's configuration.
 
     Batches are a pure function of (seed, step): a run stopped by SIGINT or SIGTERM, or killed, and
     continued with `resume=True` gives the weights of a run never stopped (to the bit on a CPU with
@@ -82,10 +84,12 @@ def train(kind: str, config: TrainConfig) -> Result:
         RuntimeError: the loss is not finite; the last checkpoint stays.
     """
     require("kind", kind in KINDS, " or ".join(KINDS), kind)
+    wanted = KINDS[kind].config
+    require("config", isinstance(config, wanted), f"a {wanted.__name__}", type(config).__name__)
     latest = _checkpoint_to_resume(kind, config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    corpus = load_corpus(config)
+    corpus = load_corpus(kind, config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     corpus.tokenizer.save(out / TOKENIZER)
@@ -97,7 +101,7 @@ def train(kind: str, config: TrainConfig) -> Result:
     return run.finish()
 
 
-def _checkpoint_to_resume(kind: str, config: TrainConfig) -> Path | None:
+def _checkpoint_to_resume(kind: str, config: RunConfig) -> Path | None:
     latest = max((Path(config.out) / CHECKPOINTS).glob("step-*"), default=None)
     if latest is None and config.resume:
         raise FileNotFoundError(f"nothing to resume: no checkpoint in {config.out}")
@@ -120,20 +124,14 @@ def _require_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
         raise ValueError(f"a resumed run must keep its settings, changed: {', '.join(changed)}")
 
 
-def load_corpus(config: TrainConfig) -> Corpus:
+def load_corpus(kind: str, config: RunConfig) -> Corpus:
     """Read, split and tokenise the data."""
-    train_files, held_out_files = split_held_out(text_files(config.data), config.held_out)
-    require("held_out", len(train_files) > 0, "leaving files to train on", config.held_out)
+    files = text_files(config.data) if config.data else []
+    train_files, held_out_files = split_held_out(files, config.held_out)
     texts = [read_text(file, config.unwrap) for file in train_files]
     held_out_texts = [read_text(file, config.unwrap) for file in held_out_files]
-    kept = Path(config.out) / TOKENIZER
-    if config.resume and kept.is_file():
-        tokenizer = Tokenizer.from_file(kept)
-    elif config.tokenizer is not None:
-        tokenizer = Tokenizer.from_file(config.tokenizer)
-    else:
-        tokenizer = Tokenizer.train(texts, config.vocab_size)
-    stream = token_stream(texts, tokenizer)
+    tokenizer = KINDS[kind].tokenizer(config, texts)
+    stream = KINDS[kind].stream(config, texts, tokenizer)
     held_out = token_stream(held_out_texts, tokenizer) if held_out_texts else None
     facts = {
         "training_files": len(train_files),
@@ -145,46 +143,20 @@ def load_corpus(config: TrainConfig) -> Corpus:
     return Corpus(tokenizer, stream, held_out, facts)
 
 
-def build_model(kind: str, config: TrainConfig, tokenizer: Tokenizer) -> torch.nn.Module:
-    """A fresh model from `config.seed`. The mask of a denoiser is one row after the vocabulary."""
-    sizes = {
-        "length": config.length,
-        "hidden_dim": config.hidden_dim,
-        "n_blocks": config.blocks,
-        "n_heads": config.heads,
-        "dropout": config.dropout,
-        "tie_word_embeddings": True,
-    }
-    vocab = tokenizer.vocab_size
-    torch.manual_seed(config.seed)
-    if kind == "ar":
-        return AutoregressiveTransformer(
-            ARConfig(vocab_size=vocab, bos_id=tokenizer.bos_id, **sizes)
-        )
-    return DiT(DiTConfig(vocab_size=vocab + 1, mask_id=vocab, cond_dim=config.cond_dim, **sizes))
+def warmed_up_average(decay: float):
+    """The update of `AveragedModel` by min(decay, (1 + n) / (10 + n)) after n steps."""
 
+    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
+        share = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(averaged, current, 1 - share)
 
-def build_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    decay = {"lr": config.lr, "weight_decay": config.weight_decay}
-    blocks = [p for name, p in model.named_parameters() if _is_block_matrix(name, p)]
-    if config.optimizer == "adamw":
-        return [torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True, **decay)]
-    rest = [p for name, p in model.named_parameters() if not _is_block_matrix(name, p)]
-    return [
-        # This scaling gives Muon's step the size of AdamW's, so that one learning rate serves both.
-        torch.optim.Muon(blocks, adjust_lr_fn="match_rms_adamw", **decay),
-        torch.optim.AdamW(rest, betas=(0.9, 0.95), fused=True, **decay),
-    ]
-
-
-def _is_block_matrix(name: str, parameter: Tensor) -> bool:
-    return name.startswith("blocks.") and parameter.dim() == 2 and "adaLN" not in name
+    return torch.no_grad()(update)
 
 
 class Run:
     """The state of one training run and the few things done with it."""
 
-    def __init__(self, kind: str, config: TrainConfig, corpus: Corpus) -> None:
+    def __init__(self, kind: str, config: RunConfig, corpus: Corpus) -> None:
         try:
             from accelerate import Accelerator
         except ImportError as error:
@@ -200,12 +172,20 @@ class Run:
         )
         if self.accelerator.num_processes > 1:
             raise RuntimeError("training runs in one process, got several from the launcher")
-        model = build_model(kind, config, corpus.tokenizer).to(self.accelerator.device)
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        model = KINDS[kind].build(config, corpus.tokenizer).to(self.accelerator.device)
+        self.model = model.train()
         self.hidden = torch.compile(model.hidden) if config.compile else model.hidden
-        self.model = self.accelerator.prepare(model)
+        # Only what is trained is averaged and saved; a frozen base is read again.
+        trained = {
+            name.replace(".", "/"): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.trained = self.accelerator.prepare(torch.nn.ParameterDict(trained))
+        self.average = AveragedModel(self.trained, multi_avg_fn=warmed_up_average(config.ema))
         self.optimizers = [
-            self.accelerator.prepare(optimizer) for optimizer in build_optimizers(model, config)
+            self.accelerator.prepare(optimizer)
+            for optimizer in KINDS[kind].optimizers(model, config)
         ]
         self.accelerator.register_for_checkpointing(self.average)
 
@@ -243,29 +223,42 @@ class Run:
         ).to(self.accelerator.device)
         # One generator per step: noise is addressed by (seed, step), as the windows are.
         random = torch.Generator().manual_seed((config.seed << 32) + self.step)
+        KINDS[self.kind].before_step(self.model, config, self.step)
         with self.accelerator.autocast():
             loss = LOSSES[self.kind](self.model, x0, random, self.hidden)
         value = loss.item()
         if not math.isfinite(value):
             raise RuntimeError(f"loss is {value} at step {self.step}: lower the lr")
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.accelerator.clip_grad_norm_(self.trained.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
-        self.average.update_parameters(self.model)
+        self.average.update_parameters(self.trained)
         self.step += 1
         return value
 
     def evaluate(self, windows: int, draws: int) -> float:
         """Held-out loss of the averaged weights, on the same windows and noise every time."""
         x0 = evaluation_windows(self.corpus.held_out, self.config.length, windows)
-        with self.accelerator.autocast():
-            return held_out_loss(
-                self.kind, self.average.module, x0.to(self.accelerator.device), draws=draws
-            )
+        with self.averaged_weights(), self.accelerator.autocast():
+            return held_out_loss(self.kind, self.model, x0.to(self.accelerator.device), draws=draws)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The model holds the averaged weights inside the body, its own again after it."""
+        self._swap_weights()
+        try:
+            yield
+        finally:
+            self._swap_weights()
+
+    def _swap_weights(self) -> None:
+        for name, parameter in self.trained.items():
+            averaged = self.average.module[name]
+            parameter.data, averaged.data = averaged.data, parameter.data
 
     def log(self, **numbers: float) -> None:
         append_log(self.out, step=self.step, seconds=round(self.seconds, 1), **numbers)
@@ -293,7 +286,8 @@ class Run:
         cut_log(self.out, self.step)
 
     def export(self, held_out: dict[str, Any] | None = None) -> None:
-        save_model(self.average.module, self.out)
+        with self.averaged_weights():
+            KINDS[self.kind].save(self.model, self.config, self.out)
         write_json(self.out / RECIPE, self.recipe(held_out))
         plot_losses(self.out)
 
@@ -305,6 +299,7 @@ class Run:
             "finished": self.step >= config.steps,
             "held_out": held_out,
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trained_parameters": sum(p.numel() for p in self.trained.parameters()),
             "tokens_seen": self.step * config.batch_size * config.length,
             "training_seconds": round(self.seconds, 1),
             "processor": processor_name(self.accelerator.device),

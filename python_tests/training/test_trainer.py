@@ -400,5 +400,5 @@ def test_bad_settings_are_named(config, field, value):
 
 
 def test_bad_kind_is_named(config):
-    with pytest.raises(ValueError, match="kind must be denoiser or ar, got 'gan'"):
+    with pytest.raises(ValueError, match="kind must be denoiser or ar or adapt, got 'gan'"):
         train("gan", config)
