@@ -1,13 +1,17 @@
 """Exact, fast sampling for energy-based diffusion language models (EDLM, arXiv 2410.21357)."""
 
-from edlm_engine import drop_in, likelihood, metrics, ops, reference
-from edlm_engine.energies.protocol import Energy
-from edlm_engine.energies.residual import ARResidualEnergy
-from edlm_engine.engine import Engine
-from edlm_engine.models.denoiser import CallableDenoiser, Denoiser
-from edlm_engine.sampling.config import GenerationConfig
-from edlm_engine.sampling.run import Generation
-from edlm_engine.sampling.schedule import LogLinearSchedule
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edlm_engine import drop_in, likelihood, metrics, ops, reference
+    from edlm_engine.energies.protocol import Energy
+    from edlm_engine.energies.residual import ARResidualEnergy
+    from edlm_engine.engine import Engine
+    from edlm_engine.models.denoiser import CallableDenoiser, Denoiser
+    from edlm_engine.sampling.config import GenerationConfig
+    from edlm_engine.sampling.run import Generation
+    from edlm_engine.sampling.schedule import LogLinearSchedule
 
 __version__ = "0.1.0"
 
@@ -26,3 +30,28 @@ __all__ = [
     "ops",
     "reference",
 ]
+
+# Where the classes lie; the other names are modules. Each is imported when first asked for, so
+# that `edlm --help` does without torch and a generation without training and evaluation.
+_HOMES = {
+    "ARResidualEnergy": "edlm_engine.energies.residual",
+    "CallableDenoiser": "edlm_engine.models.denoiser",
+    "Denoiser": "edlm_engine.models.denoiser",
+    "Energy": "edlm_engine.energies.protocol",
+    "Engine": "edlm_engine.engine",
+    "Generation": "edlm_engine.sampling.run",
+    "GenerationConfig": "edlm_engine.sampling.config",
+    "LogLinearSchedule": "edlm_engine.sampling.schedule",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in __all__:
+        return import_module(f"edlm_engine.{name}")
+    raise AttributeError(f"module 'edlm_engine' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

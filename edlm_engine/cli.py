@@ -1,4 +1,7 @@
-"""The command line: arguments in, calls of the library, text or JSON out."""
+"""The command line: arguments in, calls of the library, text or JSON out.
+
+What needs torch is imported by the command that runs: `edlm --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
-
-import torch
+from typing import Any
 
 TRAINED = {
     "denoiser": "a masked denoiser of our own, from nothing",
@@ -114,7 +116,7 @@ def _add_train_options(parser: argparse.ArgumentParser, config: type) -> None:
     for field in dataclasses.fields(config):
         flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
         required = field.default is dataclasses.MISSING
-        common = {"dest": field.name, "required": required}
+        common: dict[str, Any] = {"dest": field.name, "required": required}
         if not required:
             common |= {"default": field.default, "help": f"(default {field.default})"}
         if kind is bool:
@@ -127,6 +129,8 @@ def _add_train_options(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def _engine(args: argparse.Namespace):
+    import torch
+
     from edlm_engine import Engine
 
     options = {"device": args.device}
@@ -215,6 +219,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    import torch
+
     root = Path(__file__).resolve().parents[1]
     if not (root / "bench" / "report").is_dir():
         raise FileNotFoundError(f"no benchmark suites in {root}: run this from a checkout")

@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,34 @@ def test_files_are_short(file):
 def test_public_names(module, names):
     for name in names:
         assert hasattr(importlib.import_module(module), name), name
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="has no attribute 'Motor'"):
+        _ = edlm_engine.Motor
+    assert set(edlm_engine.__all__) <= set(dir(edlm_engine))
+
+
+def imported_by(code):
+    """The modules that are imported once a fresh interpreter has run the code."""
+    code += "; import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return run.stdout.split()
+
+
+def test_a_generation_needs_no_room_above_it():
+    code = "config = edlm.GenerationConfig(steps=1, length=4)"
+    code = (
+        f"import edlm_engine as edlm; {code}; edlm.Engine.from_pretrained().generate(config=config)"
+    )
+    rooms = {module.split(".")[1] for module in imported_by(code) if "edlm_engine." in module}
+    assert "engine" in rooms
+    assert rooms <= {room for room, line in LINE.items() if line >= LINE["engine"]}
+
+
+def test_the_command_line_is_parsed_without_torch():
+    modules = imported_by("from edlm_engine import cli; cli._parser().format_help()")
+    assert "edlm_engine.cli" in modules and "torch" not in modules
 
 
 def test_the_package_says_that_it_is_typed():
