@@ -1,4 +1,4 @@
-"""A causal language model of transformers as a scorer: its own loss, its KV cache, the mask."""
+"""Causal language models of transformers as scorers: their own loss, KV cache, the mask."""
 
 import pytest
 import torch
@@ -6,8 +6,72 @@ import torch.nn.functional as F
 from tiny_llama import save_tiny_gguf, tiny_llama
 
 from edlm_engine import ARResidualEnergy
+from edlm_engine.checkpoints.bundle import load_ar
 from edlm_engine.energies.residual import sequence_log_probs
-from edlm_engine.models.causal_lm import CausalLMScorer, locate_gguf, read_causal_lm
+from edlm_engine.models import CausalLMScorer
+from edlm_engine.models.causal_lm import locate_gguf, read_causal_lm
+
+
+
+def tiny_gpt2(bos_token_id):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=13,
+        n_positions=9,
+        n_embd=8,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=bos_token_id,
+        eos_token_id=None,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def tokens(rows=3, length=8):
+    return torch.randint(10, (rows, length), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("bos_id", [12, None])
+def test_transformers_model_scores_as_itself(tmp_path, bos_id):
+    model = tiny_gpt2(bos_id)
+    model.save_pretrained(tmp_path)
+    scorer = load_ar(tmp_path)
+    assert isinstance(scorer, CausalLMScorer) and scorer.bos_id == bos_id
+    assert scorer.vocab_size == 13 and scorer.length == 9 and scorer.forbidden_id == -1
+    x0 = tokens(3, 9)
+    seen = x0 if bos_id is None else torch.cat((torch.full((3, 1), bos_id), x0[:, :-1]), 1)
+    wanted = model(input_ids=seen).logits
+    first = scorer.first_position
+    assert first == (1 if bos_id is None else 0)
+    wanted = wanted[:, :-1] if bos_id is None else wanted
+    got = scorer.logits(x0)
+    assert got.shape == (3, 9, 13)
+    torch.testing.assert_close(got[:, first:], wanted, rtol=0, atol=1e-5)
+    weight, bias = scorer.head
+    torch.testing.assert_close(scorer.hidden(x0)[:, first:] @ weight.T, wanted, rtol=0, atol=1e-5)
+    assert bias is None
+
+
+def test_transformers_model_in_bfloat16_keeps_its_float32_head(tmp_path):
+    model = tiny_gpt2(12)
+    model.save_pretrained(tmp_path)
+    scorer = load_ar(tmp_path, dtype=torch.float32).blocks_to(torch.bfloat16)
+    assert {p.dtype for p in scorer.model.base_model.parameters()} == {torch.bfloat16}
+    assert torch.equal(scorer.head[0], model.lm_head.weight)
+    x0 = tokens(3, 9)
+    got, wanted = scorer.logits(x0), load_ar(tmp_path).logits(x0)
+    assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
+    assert 0 < (got - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+def test_transformers_model_with_capped_logits_is_refused():
+    model = tiny_gpt2(12)
+    head = model.lm_head.forward
+    model.lm_head.forward = lambda x: 5 * torch.tanh(head(100 * x))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel does more to its logits"):
+        CausalLMScorer(model, 12)
 
 
 @torch.no_grad()
