@@ -33,6 +33,7 @@ check-torch-cuda: build
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: .venv/ready

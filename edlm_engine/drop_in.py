@@ -1,6 +1,7 @@
 """Exact sampling inside existing MDLM-family code, without changing it."""
 
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from types import ModuleType
 
@@ -43,7 +44,7 @@ def accelerate(module: object) -> ExitStack:
     that define its class and base classes. Use the returned handle in a `with` statement, or call
     its `close()`, to put the original back. Raises ValueError if there is nothing to replace.
     """
-    owners = [module]
+    owners: Iterable[object] = [module]
     if not isinstance(module, ModuleType) and not hasattr(module, TARGET):
         owners = {sys.modules[base.__module__]: None for base in type(module).__mro__}
     owners = [owner for owner in owners if hasattr(owner, TARGET)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Engine:
     def __init__(
         self,
         denoiser: Denoiser,
-        energy: Energy | None = None,
+        energy: Energy | Callable[..., Tensor] | None = None,
         tokenizer=None,
         schedule: LogLinearSchedule | None = None,
         *,
@@ -110,7 +111,8 @@ class Engine:
                 'energy must be "ar", "coar", the folder of an AR model or None, got "nce"'
             )
         bundle = load_for_sampling(path, energy=energy, base=base, device=device, dtype=dtype)
-        denoiser, ar = bundle.denoiser, bundle.ar
+        denoiser: Any = bundle.denoiser
+        ar = bundle.ar
         for model in (denoiser, ar):
             for name in ("hidden", "hidden_after_prefix") if compile else ():
                 if hasattr(model, name):

@@ -48,7 +48,7 @@ def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
     ):
         if isinstance(x, Tensor) and x.dtype != torch.int64:
             raise ValueError(f"{what} must be int64 or an int, got {x.dtype} {list(x.shape)}")
-    seeds, *coordinates = torch.broadcast_tensors(
+    first, *others = torch.broadcast_tensors(
         *(
             x
             if isinstance(x, Tensor)
@@ -57,12 +57,12 @@ def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
             for x in (seeds, *coordinates)
         )
     )
-    if not coordinates:
-        return seeds.clone()
+    if not others:
+        return first.clone()
     folded = torch.ops.edlm.stream_keys(
-        seeds.reshape(-1), torch.stack([c.reshape(-1) for c in coordinates], dim=1)
+        first.reshape(-1), torch.stack([other.reshape(-1) for other in others], dim=1)
     )
-    return folded.reshape(seeds.shape)
+    return folded.reshape(first.shape)
 
 
 def _signed(value: int) -> int:

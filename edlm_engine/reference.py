@@ -56,9 +56,9 @@ def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
     """
     tensors = [x for x in (seeds, *coordinates) if isinstance(x, Tensor)]
     device = tensors[0].device if tensors else None
-    seeds, *coordinates = (_as_int64(x, device) for x in (seeds, *coordinates))
-    keys, *coordinates = torch.broadcast_tensors(seeds, *coordinates)
-    for index, coordinate in enumerate(coordinates):
+    words = (_as_int64(x, device) for x in (seeds, *coordinates))
+    keys, *folded = torch.broadcast_tensors(*words)
+    for index, coordinate in enumerate(folded):
         keys = random_bits(keys, coordinate, index, STREAM_TAG)
     return keys.contiguous()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def load_adapted(
     """
     folder = Path(folder)
     config = read_config(folder)
-    ar, denoiser = None, None
+    ar: CausalLMScorer | None = None
     if with_ar or config.weights == "low-rank":
         place = find_base(config.base, base)
         model = read_causal_lm(place, dtype=torch.float32)
@@ -120,6 +121,7 @@ def load_adapted(
         _set_head_dtype(model, head_dtype)
         denoiser = _denoiser(model, config, mask_embedding.to(dtype))
     else:
+        assert ar is not None
         # The twin is made of the cast base, and so shares all of it.
         changes, mask_embedding = read_low_rank(folder)
         denoiser = _denoiser(ar.model, config, mask_embedding.to(dtype))
@@ -145,7 +147,7 @@ def _denoiser(model: nn.Module, config: AdaptedConfig, mask: Tensor) -> Bidirect
     )
 
 
-def _set_head_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+def _set_head_dtype(model: Any, dtype: torch.dtype) -> None:
     head = model.get_output_embeddings().weight
     head.data = head.data.to(dtype)
 
@@ -166,7 +168,7 @@ def base_tokenizer(place: Path, bos_id: int) -> Tokenizer:
     return Tokenizer(backend, bos_id=bos_id)
 
 
-def add_mask_row(model: nn.Module) -> int:
+def add_mask_row(model: Any) -> int:
     """One more token, the mask, after the vocabulary of a transformers model; returns its id."""
     mask_id = len(model.get_input_embeddings().weight)
     model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
@@ -207,7 +209,7 @@ def read_low_rank(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], Tenso
 def save_adapted(
     out: str | Path,
     config: AdaptedConfig,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     *,
     adapter: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,

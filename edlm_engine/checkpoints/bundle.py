@@ -122,7 +122,7 @@ def load_for_sampling(
     if base is not None:
         raise ValueError(f"base is only for adapted models, {path or 'the bundled one'} is none")
     bundle = load_bundle(path, energy=energy, device=device, dtype=torch.float32)
-    denoiser = bundle.denoiser
+    denoiser: Any = bundle.denoiser
     if not denoiser.config.time_conditioning:
         denoiser = denoiser.folded()
     for model in (denoiser, bundle.ar):
@@ -131,7 +131,7 @@ def load_for_sampling(
     return Bundle(denoiser, bundle.ar, bundle.tokenizer)
 
 
-def _cast(model, device: torch.device | str, dtype: torch.dtype | None) -> None:
+def _cast(model: Any, device: torch.device | str, dtype: torch.dtype | None) -> None:
     cast_parameters(model, dtype) if dtype else model.blocks_to(fast_dtype(device))
 
 

@@ -5,8 +5,9 @@ softmax(-E), which aims at p_theta(x0 | xt) exp(-E) / Z (EDLM, arXiv 2410.21357,
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -40,11 +41,10 @@ def energy_function(energy: Energy | Callable) -> Callable:
     """What to call, as (x0, xt, log_q, t, masked=): the method `energy` of objects whose class has
     it, else the object itself."""
     has_method = hasattr(type(energy), "energy") or not callable(energy)
-    function = energy.energy if has_method else energy
-    try:
+    function: Any = energy.energy if has_method else energy  # type: ignore[union-attr]
+    parameters: Mapping[str, inspect.Parameter] = {}
+    with suppress(ValueError):  # some built-in functions have none
         parameters = inspect.signature(function, follow_wrapped=False).parameters
-    except ValueError:  # some built-in functions have none
-        parameters = {}
     if "masked" in parameters:
         return function
     return lambda x0, xt, log_q, t, masked: function(x0, xt, log_q, t)
@@ -56,11 +56,26 @@ class AutoregressiveModel(Protocol):
     It may be `capturable`, as a `Denoiser` may.
     """
 
-    vocab_size: int
-    length: int
-    first_position: int  # the first position whose token is scored: 0 with a BOS, else 1
-    forbidden_id: int  # a token that is never emitted, -1 for none
-    head: tuple[Tensor, Tensor | None]  # weight [V, D], bias [V]
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def first_position(self) -> int:
+        """The first position whose token is scored: 0 with a BOS, else 1."""
+        ...
+
+    @property
+    def forbidden_id(self) -> int:
+        """A token that is never emitted, -1 for none."""
+        ...
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """weight [V, D], bias [V]."""
+        ...
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens [n, L] -> [n, L, D]; row l of a sequence predicts its token l."""

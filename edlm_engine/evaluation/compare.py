@@ -75,7 +75,8 @@ def compare_energy(
         ]
         columns.append((batches, _log_p(model, batches)))
     gain = columns[0][1] - columns[1][1]
-    return Comparison(*(_score(*column) for column in columns), gain.mean().item(), _stderr(gain))
+    with_energy, without = (_score(*column) for column in columns)
+    return Comparison(with_energy, without, gain.mean().item(), _stderr(gain))
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import RLock
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,7 +43,7 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 _in_use: ContextVar[ModelGraphs | None] = ContextVar("graphs", default=None)
 
 
-def call_model(model: object, name: str, *given) -> Outputs:
+def call_model(model: object, name: str, *given) -> Any:
     """`model.name(*given)`, within `using(graphs)` by a graph where the model allows it.
 
     Tensors among `given` have the same number of rows, and so do the outputs. Those of a graph are
@@ -274,7 +275,7 @@ def _addresses(model: object) -> tuple[int, ...]:
     return tuple(x.data_ptr() for x in chain(model.parameters(), model.buffers()))
 
 
-def _pad(x: object, rows: int) -> object:
+def _pad(x: Any, rows: int) -> Any:
     """A tensor with rows of zeros up to `rows`; anything else as it is."""
     if not isinstance(x, Tensor) or len(x) == rows:
         return x

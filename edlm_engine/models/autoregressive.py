@@ -12,6 +12,7 @@ from edlm_engine.models.layers import (
     Block,
     Embedding,
     LayerNorm,
+    Output,
     Rotary,
     Transformer,
     TransformerConfig,
@@ -68,7 +69,7 @@ class ARBlock(Block):
         return x + self.mlp(self.norm2(x))
 
 
-class AROutput(nn.Module):
+class AROutput(Output):
     def __init__(self, config: ARConfig) -> None:
         super().__init__()
         self.norm_final = LayerNorm(config.hidden_dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ def bidirectional_attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def without_causal_mask(model: nn.Module) -> nn.Module:
+def without_causal_mask(model: nn.Module) -> Any:
     """A copy of a transformers model in which attention is bidirectional; parameters are shared.
 
     The copy holds the very `Parameter` objects of `model`: the weights lie in memory once.
@@ -53,8 +54,8 @@ def without_causal_mask(model: nn.Module) -> nn.Module:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, bidirectional_attention)
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    twin = copy.deepcopy(model, shared)
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    twin: Any = copy.deepcopy(model, shared)
     twin.set_attn_implementation(ATTENTION)
     return twin
 
@@ -73,6 +74,9 @@ class BidirectionalCausalLM(nn.Module):
         mask_id: a token of the vocabulary that text never holds.
         length: the longest sequence; by default what the model's positions allow.
     """
+
+    model: Any  # a PreTrainedModel of transformers, which need not be installed
+    length: int
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ class CausalLMScorer(nn.Module):
     True on the scorer of one that does not (see `edlm_engine.execution.graphs`).
     """
 
+    model: Any  # a PreTrainedModel of transformers, which need not be installed
+
     def __init__(self, model: nn.Module, bos_id: int | None = None, forbidden_id: int = -1) -> None:
         super().__init__()
         self.model = model.eval()
@@ -126,7 +128,7 @@ class CausalLMScorer(nn.Module):
             raise ValueError(f"{name} does more to its logits than a linear head: not supported")
 
 
-def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> nn.Module:
+def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """A causal language model of transformers from a folder, or from a GGUF file, on the CPU.
 
     A folder holds a config.json with safetensors beside it, or one *.gguf file. Strict: every

@@ -1,14 +1,14 @@
 """What the engine asks of a denoiser, and an adapter for plain functions."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 
 class Denoiser(Protocol):
-    """A masked diffusion model p(x0 | xt).
+    """A masked diffusion model p(x0 | xt), with `mask_id`, `vocab_size` and `length` (all int).
 
     The engine leaves the mask token out of the distribution and never draws at unmasked positions
     (SUBS), so raw logits are enough. A denoiser may also have
@@ -20,9 +20,16 @@ class Denoiser(Protocol):
       asks.
     """
 
-    mask_id: int
-    vocab_size: int
-    length: int
+    if TYPE_CHECKING:  # readable is enough; a class that inherits from this one may set them
+
+        @property
+        def mask_id(self) -> int: ...
+
+        @property
+        def vocab_size(self) -> int: ...
+
+        @property
+        def length(self) -> int: ...
 
     def logits(self, xt: Tensor, sigma: Tensor) -> Tensor:
         """Logits [B, L, V] of the clean tokens, from xt [B, L] int64 and sigma [B] float32."""
@@ -50,6 +57,6 @@ def device_of(model: object) -> torch.device:
     """The model's `device`, else that of its first parameter, else the CPU."""
     device = getattr(model, "device", None)
     if device is None:
-        parameters = getattr(model, "parameters", tuple)()
+        parameters: Iterable[Tensor] = getattr(model, "parameters", tuple)()
         device = next((parameter.device for parameter in parameters), "cpu")
     return torch.device(device)

@@ -13,6 +13,7 @@ from edlm_engine.models.layers import (
     Block,
     Embedding,
     LayerNorm,
+    Output,
     Rotary,
     Transformer,
     TransformerConfig,
@@ -51,7 +52,7 @@ class SigmaEmbedding(nn.Module):
         step = torch.arange(FREQUENCIES, device=sigma.device, dtype=torch.float32) / FREQUENCIES
         angle = sigma.float()[:, None] * torch.exp(-math.log(10_000.0) * step)
         waves = torch.cat((angle.cos(), angle.sin()), dim=-1)
-        return F.silu(self.mlp(waves.to(self.mlp[0].weight.dtype)))
+        return F.silu(self.mlp(waves.to(next(self.parameters()).dtype)))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -67,18 +68,22 @@ def modulation(cond_dim: int, width: int) -> nn.Linear:
 
 
 class DiTBlock(Block):
+    """A block under the conditioning c [B, cond_dim], which it takes as one more argument."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         self.adaLN_modulation = modulation(config.cond_dim, 6 * config.hidden_dim)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], c: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], c: Tensor
+    ) -> Tensor:
         parts = self.adaLN_modulation(c.to(x.dtype))[:, None].chunk(6, dim=-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = parts
         x = x + gate_msa * self.attend(modulate(self.norm1(x), shift_msa, scale_msa), rotary)
         return x + gate_mlp * self.feed_forward(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
 
-class DiTOutput(nn.Module):
+class DiTOutput(Output):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.norm_final = LayerNorm(config.hidden_dim)
@@ -98,6 +103,7 @@ class DiT(Transformer):
     """
 
     config: DiTConfig
+    output_layer: DiTOutput
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -157,10 +163,11 @@ class FoldedBlock(Block):
         self.attn_out = gated(block.attn_out, gate_msa)
         self.norm2 = modulated_norm(block.norm2, shift_mlp, scale_mlp)
         widen, activation, narrow = block.mlp
+        assert isinstance(narrow, nn.Linear)
         self.mlp = nn.Sequential(widen, activation, gated(narrow, gate_mlp))
 
 
-class FoldedOutput(nn.Module):
+class FoldedOutput(Output):
     def __init__(self, output: DiTOutput, c: Tensor) -> None:
         super().__init__()
         self.norm_final = modulated_norm(output.norm_final, *output.adaLN_modulation(c)[0].chunk(2))

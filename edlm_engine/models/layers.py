@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,8 @@ class Embedding(nn.Module):
 class LayerNorm(nn.Module):
     """Layer norm without a bias (but see `FoldedDiT`); statistics are float32 for any input."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_dim))
@@ -99,6 +102,8 @@ class LayerNorm(nn.Module):
 
 class Rotary(nn.Module):
     """Rotary angles, half-split layout. `inv_freq` is saved because published weights hold it."""
+
+    inv_freq: Tensor
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
@@ -159,7 +164,7 @@ class Block(nn.Module):
             nn.GELU(approximate="tanh"),
             nn.Linear(config.mlp_ratio * dim, dim),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout: nn.Module = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.attend(self.norm1(x), rotary)
@@ -173,10 +178,21 @@ class Block(nn.Module):
         return self.dropout(self.mlp(x))
 
 
+class Output(nn.Module):
+    """What follows the blocks: the last norm and the head."""
+
+    norm_final: LayerNorm
+    linear: nn.Linear
+
+
 class Transformer(nn.Module):
     """What both models share: embedding, angles, blocks, final norm and head, optionally tied."""
 
     config: TransformerConfig
+    vocab_embed: Embedding
+    rotary_emb: Rotary
+    blocks: Any  # an nn.ModuleList of Block, which torch types as one of any modules
+    output_layer: Output
 
     @property
     def vocab_size(self) -> int:

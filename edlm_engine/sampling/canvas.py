@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral, Number
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def _token_rows(name: str, tokens: Tokens | None, batch_size: int, tokenizer) ->
     return [_token_row(name, row, tokenizer) for row in tokens]
 
 
-def _token_row(name: str, row: str | Sequence[int], tokenizer) -> Tensor:
+def _token_row(name: str, row: Any, tokenizer) -> Tensor:
     if isinstance(row, str):
         if tokenizer is None:
             raise ValueError(f"{name} is text, but the engine has no tokenizer: give token ids")

@@ -54,9 +54,10 @@ class GenerationConfig:
     @property
     def energy_times(self) -> tuple[float, float] | None:
         """(low, high): the times at which an energy is used; None if at none."""
-        if isinstance(self.window, Real):
-            return (1 - self.window, 1.0) if self.window > 0 else None
-        return tuple(self.window)
+        if isinstance(self.window, (tuple, list)):
+            low, high = self.window
+            return low, high
+        return (1 - self.window, 1.0) if self.window > 0 else None
 
     def _check_window(self):
         if isinstance(self.window, Real):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +49,8 @@ class Step:
     def to(self, device: torch.device) -> Step:
         """The same step with its tensors on a device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = upload(device, *tensors.values())
-        return replace(self, **dict(zip(tensors, moved, strict=True)))
+        moved: Any = zip(tensors, upload(device, *tensors.values()), strict=True)
+        return replace(self, **dict(moved))
 
 
 @dataclass(frozen=True)
@@ -135,23 +136,23 @@ def plan_reveals(
     with mask_prob(t) = u (first-hitting sampler, Zheng et al. 2024). A step uses the energy if its
     time, t_{i-1} of a transition to t_i, lies in `energy_times` (inclusive; None: never).
     """
-    masked = masked.numpy()
+    free = masked.numpy()
     keys = ops.stream_keys(seeds, REVEAL)
     if steps is None:
-        revealed_in, step_times = _continuous(keys, masked, schedule)
+        revealed_in, step_times = _continuous(keys, free, schedule)
     else:
         times = schedule.times(steps)
-        revealed_in = ops.reveal_steps(keys, masked.shape[1], schedule.mask_prob(times)).numpy()
-        revealed_in = np.where(masked, revealed_in, 0)
-        step_times = np.broadcast_to(times.numpy(), (len(masked), steps + 1))
+        drawn = ops.reveal_steps(keys, free.shape[1], schedule.mask_prob(times)).numpy()
+        revealed_in = np.where(free, drawn, 0)
+        step_times = np.broadcast_to(times.numpy(), (len(free), steps + 1))
     numbers = _active_steps(revealed_in)
-    times = np.take_along_axis(step_times, np.maximum(numbers - 1, 0), axis=1)
+    active_times = np.take_along_axis(step_times, np.maximum(numbers - 1, 0), axis=1)
     last_fill = -1 if steps is None else steps + 1
     low, high = energy_times or (np.inf, -np.inf)
-    uses_energy = (numbers > 0) & (low <= times) & (times <= high)
+    uses_energy = (numbers > 0) & (low <= active_times) & (active_times <= high)
     if not energy_at_fill:
         uses_energy &= numbers != last_fill
-    return RevealPlan(revealed_in, numbers, times, uses_energy, last_fill, schedule)
+    return RevealPlan(revealed_in, numbers, active_times, uses_energy, last_fill, schedule)
 
 
 def _continuous(keys: Tensor, masked: np.ndarray, schedule) -> tuple[np.ndarray, np.ndarray]:

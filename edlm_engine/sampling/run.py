@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,13 +45,13 @@ class Run:
     def __init__(
         self,
         denoiser: Denoiser,
-        energy: Energy | None,
+        energy: Energy | Callable[..., Tensor] | None,
         config: GenerationConfig,
         plan: RevealPlan,
         xt: Tensor,
         seeds: Tensor,
     ):
-        self.denoiser = denoiser
+        self.denoiser: Any = denoiser  # some have more than the protocol asks
         self.energy = None if energy is None else energy_function(energy)
         self.first_scored = getattr(energy, "first_position", 0)
         self.config = config
@@ -110,7 +112,7 @@ class Run:
     def _sample(
         self, values: Tensor, keys: Tensor, candidates: int, top_p: float
     ) -> tuple[Tensor, Tensor]:
-        options = {
+        options: dict[str, Any] = {
             "forbidden_id": self.denoiser.mask_id,
             "temperature": self.config.temperature,
             "top_p": top_p,
@@ -133,6 +135,7 @@ class Run:
         log_q = on_grid(log_q).masked_fill(unscored[:, None], 0)
         log_q = log_q.new_zeros(sequences, candidates).index_add_(0, row, log_q).float()
         times = step.times[:sequences].float()
+        assert self.energy is not None  # without one, no step of a plan uses it
         energy = self.energy(x0, xt, log_q, times, masked=step.masked)
         if energy.shape != log_q.shape:
             raise ValueError(

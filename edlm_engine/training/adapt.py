@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,11 +44,12 @@ def tokenizer(config: AdaptConfig, texts: list[str]) -> Tokenizer:
     place = find_base(config.base)
     read = base_tokenizer(place, 0)
     if config.bos is None:
-        bos_id = _base_bos(place)
-        require("bos", bos_id is not None, "given, for the base names none", config.bos)
+        named = _base_bos(place)
+        if named is None:
+            raise ValueError("bos must be given, for the base names none, got None")
+        read.bos_id = named
     else:
-        bos_id = _token(read, "bos", config.bos)
-    read.bos_id = bos_id
+        read.bos_id = _token(read, "bos", config.bos)
     return read
 
 
@@ -125,7 +127,8 @@ def draw_documents(
 
 def _token(tokens: Tokenizer, field: str, name: str) -> int:
     token = tokens.token_id(name)
-    require(field, token is not None, "a token of the base's vocabulary", name)
+    if token is None:
+        raise ValueError(f"{field} must be a token of the base's vocabulary, got {name!r}")
     return token
 
 
@@ -144,7 +147,8 @@ def _add_trainable_factors(model: BidirectionalCausalLM, config: AdaptConfig) ->
         for name, layer in model.model.named_modules()
         if isinstance(layer, nn.Linear) and layer is not head
     ]
-    options = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=layers)
+    options: Any = LoraConfig(r=config.rank, target_modules=layers)
+    options.lora_alpha = config.alpha
     if config.precision == "bf16":
         # Frozen, so nothing is lost by storing once what autocast would make at every call.
         for name in layers:
@@ -167,6 +171,7 @@ def _factors(model: BidirectionalCausalLM) -> dict[str, nn.Parameter]:
 def _stored(model: BidirectionalCausalLM, config: AdaptConfig) -> dict[str, nn.Parameter]:
     low_rank = config.weights == "low-rank"
     weights = _factors(model) if low_rank else dict(model.model.named_parameters())
+    assert model.mask_embedding is not None  # `build` gives it one
     return {**weights, MASK_EMBEDDING: model.mask_embedding}
 
 
@@ -201,13 +206,13 @@ def show_later_positions(model: BidirectionalCausalLM, config: AdaptConfig, step
     random = torch.Generator().manual_seed((config.seed << 32) + step)
     shown = torch.rand(size, size, generator=random) < step / config.anneal
     causal = torch.ones(size, size, dtype=torch.bool).tril()
-    model.visible = (causal | shown)[None, None].to(model.mask_embedding.device)
+    model.visible = (causal | shown)[None, None].to(model.head[0].device)
 
 
 def optimizers(model: nn.Module, config: AdaptConfig) -> list[torch.optim.Optimizer]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    return [torch.optim.AdamW(trained, betas=(0.9, 0.95), **options)]
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    return [torch.optim.AdamW(trained, betas=(0.9, 0.95), fused=True, **options)]
 
 
 def save(model: BidirectionalCausalLM, config: AdaptConfig, out: Path) -> None:
@@ -217,7 +222,7 @@ def save(model: BidirectionalCausalLM, config: AdaptConfig, out: Path) -> None:
         base=config.base,
         weights=config.weights,
         mask_id=model.mask_id,
-        bos_id=model.bos_id,
+        bos_id=model.bos_id or 0,
         length=config.length,
         added_mask=config.mask is None,
         model=_plain_config(model) if full else None,
@@ -230,7 +235,7 @@ def save(model: BidirectionalCausalLM, config: AdaptConfig, out: Path) -> None:
     save_adapted(out, stored, _stored(model, config), adapter=adapter)
 
 
-def _plain_config(model: BidirectionalCausalLM) -> dict:
+def _plain_config(model: BidirectionalCausalLM) -> dict[str, Any]:
     """The transformers configuration, without how these weights were once packed."""
     fields = model.model.config.to_dict()
     dropped = ("quantization_config", "_name_or_path", "transformers_version", "dtype")

@@ -111,7 +111,7 @@ class AdaptConfig(RunConfig):
     """
 
     base: str = "smollm2"
-    lr: float | None = None
+    lr: float | None = None  # type: ignore[assignment]  # a number once it is made
     weights: str = "low-rank"
     rank: int = 40
     alpha: float = 32.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edlm_engine.checkpoints.files import TOKENIZER
-from edlm_engine.checkpoints.native import save_model
+from edlm_engine.checkpoints.native import Model, save_model
 from edlm_engine.checkpoints.tokenizer import Tokenizer
 from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
 from edlm_engine.training import adapt
@@ -20,15 +21,20 @@ from edlm_engine.training.corpus import text_stream
 
 @dataclass(frozen=True)
 class Kind:
-    """What `Run` needs to know of a kind of run. Parameters that require no gradient are frozen."""
+    """What `Run` needs to know of a kind of run. Parameters that require no gradient are frozen.
+
+    Each function takes the kind's own configuration, `config` here:
+    tokenizer(config, texts), stream(config, texts, tokenizer), build(config, tokenizer),
+    optimizers(model, config), save(model, config, folder) and before_step(model, config, step).
+    """
 
     config: type[RunConfig]
-    tokenizer: Callable[[RunConfig, list[str]], Tokenizer]
-    stream: Callable[[RunConfig, list[str], Tokenizer], Tensor]
-    build: Callable[[RunConfig, Tokenizer], nn.Module]
-    optimizers: Callable[[nn.Module, RunConfig], list[torch.optim.Optimizer]]
-    save: Callable[[nn.Module, RunConfig, Path], None]
-    before_step: Callable[[nn.Module, RunConfig, int], None] = lambda model, config, step: None
+    tokenizer: Callable[..., Tokenizer]
+    stream: Callable[..., Tensor]
+    build: Callable[..., nn.Module]
+    optimizers: Callable[..., list[torch.optim.Optimizer]]
+    save: Callable[..., None]
+    before_step: Callable[..., None] = lambda model, config, step: None
 
 
 def _tokenizer(config: TrainConfig, texts: list[str]) -> Tokenizer:
@@ -40,7 +46,7 @@ def _tokenizer(config: TrainConfig, texts: list[str]) -> Tokenizer:
     return Tokenizer.train(texts, config.vocab_size)
 
 
-def _sizes(config: TrainConfig) -> dict[str, int | float | bool]:
+def _sizes(config: TrainConfig) -> dict[str, Any]:
     return {
         "length": config.length,
         "hidden_dim": config.hidden_dim,
@@ -67,7 +73,7 @@ def _ar(config: TrainConfig, tokenizer: Tokenizer) -> AutoregressiveTransformer:
 
 
 def _optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    decay = {"lr": config.lr, "weight_decay": config.weight_decay}
+    decay: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     blocks = [p for name, p in model.named_parameters() if _is_block_matrix(name, p)]
     if config.optimizer == "adamw":
         return [torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True, **decay)]
@@ -83,7 +89,7 @@ def _is_block_matrix(name: str, parameter: Tensor) -> bool:
     return name.startswith("blocks.") and parameter.dim() == 2 and "adaLN" not in name
 
 
-def _save(model: nn.Module, config: TrainConfig, out: Path) -> None:
+def _save(model: Model, config: TrainConfig, out: Path) -> None:
     save_model(model, out)
 
 

@@ -66,7 +66,11 @@ def ar_loss(
     return F.cross_entropy(logits, x0[:, first:].flatten())
 
 
-LOSSES = {"denoiser": denoiser_loss, "adapt": denoiser_loss, "ar": ar_loss}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "denoiser": denoiser_loss,
+    "adapt": denoiser_loss,
+    "ar": ar_loss,
+}
 
 
 @torch.inference_mode()

@@ -172,7 +172,7 @@ class Run:
         )
         if self.accelerator.num_processes > 1:
             raise RuntimeError("training runs in one process, got several from the launcher")
-        model = KINDS[kind].build(config, corpus.tokenizer).to(self.accelerator.device)
+        model: Any = KINDS[kind].build(config, corpus.tokenizer).to(self.accelerator.device)
         self.model = model.train()
         self.hidden = torch.compile(model.hidden) if config.compile else model.hidden
         # Only what is trained is averaged and saved; a frozen base is read again.
@@ -182,7 +182,7 @@ class Run:
             if parameter.requires_grad
         }
         self.trained = self.accelerator.prepare(torch.nn.ParameterDict(trained))
-        self.average = AveragedModel(self.trained, multi_avg_fn=warmed_up_average(config.ema))
+        self.average: Any = AveragedModel(self.trained, multi_avg_fn=warmed_up_average(config.ema))
         self.optimizers = [
             self.accelerator.prepare(optimizer)
             for optimizer in KINDS[kind].optimizers(model, config)
@@ -242,6 +242,7 @@ class Run:
 
     def evaluate(self, windows: int, draws: int) -> float:
         """Held-out loss of the averaged weights, on the same windows and noise every time."""
+        assert self.corpus.held_out is not None  # asked for only where there is held-out text
         x0 = evaluation_windows(self.corpus.held_out, self.config.length, windows)
         with self.averaged_weights(), self.accelerator.autocast():
             return held_out_loss(self.kind, self.model, x0.to(self.accelerator.device), draws=draws)

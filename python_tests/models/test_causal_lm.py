@@ -12,7 +12,6 @@ from edlm_engine.models import CausalLMScorer
 from edlm_engine.models.causal_lm import locate_gguf, read_causal_lm
 
 
-
 def tiny_gpt2(bos_token_id):
     from transformers import GPT2Config, GPT2LMHeadModel
 
