@@ -62,9 +62,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling_options(evaluate)
     evaluate.add_argument("--num", type=int, default=64, help="sequences of each (default 64)")
     evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument(
+        "--judge",
+        help="a causal language model of another vocabulary that reads the texts: smollm2, a "
+        "folder of transformers or a GGUF file",
+    )
     evaluate.add_argument("--json", action="store_true")
     evaluate.add_argument("--progress", action="store_true")
     evaluate.set_defaults(run=_evaluate)
+
+    demo = commands.add_parser("demo", help="see it work: a free text, and one with gaps filled in")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
 
     bench = commands.add_parser("bench", help="latency report, from a checkout of the project")
     bench.add_argument("--report", type=Path, default=Path("bench/results/latest"), metavar="DIR")
@@ -201,6 +210,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from edlm_engine.evaluation.compare import compare_energy, table
+    from edlm_engine.evaluation.judge import Judge
 
     engine = _engine(args)
     model = getattr(engine.energy, "model", None)
@@ -214,8 +224,15 @@ def _evaluate(args: argparse.Namespace) -> None:
         config=_config(args),
         seed=args.seed,
         progress=args.progress,
+        judge=None if args.judge is None else Judge.load(args.judge, device=args.device),
     )
     print(json.dumps(comparison.to_json()) if args.json else table(comparison))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from edlm_engine.evaluation.demo import demo
+
+    demo(seed=args.seed)
 
 
 def _bench(args: argparse.Namespace) -> None:

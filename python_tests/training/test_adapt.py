@@ -17,6 +17,7 @@ from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.adapted import load_adapted
 from edlm_engine.checkpoints.files import read_json
 from edlm_engine.training.adapt import build, show_later_positions, tokenizer
+from edlm_engine.training.bundle_adapted import bundle_adapted
 from edlm_engine.training.config import AdaptConfig
 from edlm_engine.training.run_log import read_log
 from edlm_engine.training.trainer import train
@@ -206,3 +207,24 @@ def test_the_sampler_with_an_adapted_pair_equals_enumeration(config, base):
     assert p_value(drawn, exact) > 1e-3
     without = ancestral(denoiser, start, times, lambda t: 0.0)
     assert p_value(drawn, without) < 1e-6
+
+
+def test_the_form_that_ships(config, tmp_path):
+    train("adapt", config)
+    recipe = bundle_adapted(config.out, tmp_path / "shipped", config.data, windows=8)
+    held_out = recipe["held_out"]
+    assert held_out["windows"] == 8
+    # A word and the space after it: two or three characters a token.
+    per_token, per_character = (held_out[f"bound, nats per {x}"] for x in ("token", "character"))
+    assert 2 < per_token / per_character < 3
+    stored = load_file(tmp_path / "shipped" / FILES["low-rank"])
+    assert {t.dtype for t in stored.values()} == {torch.bfloat16}
+    names = {"adapter_config.json", "config.json", "recipe.json", "log.jsonl", "loss.png"}
+    assert {f.name for f in (tmp_path / "shipped").iterdir()} == names | {FILES["low-rank"]}
+    assert read_json(tmp_path / "shipped" / "recipe.json") == recipe
+    out = Engine.from_pretrained(tmp_path / "shipped").generate(2, config=GenerationConfig(steps=2))
+    assert out.texts is not None
+    full = dataclasses.replace(config, weights="full", out=str(tmp_path / "full"), steps=2)
+    train("adapt", full)
+    with pytest.raises(ValueError, match="run must be of low-rank weights, got full"):
+        bundle_adapted(full.out, tmp_path / "other", config.data)
