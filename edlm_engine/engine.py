@@ -161,9 +161,11 @@ class Engine:
             config.energy_times if with_energy else None,
             energy_at_fill=config.final == "sample",
         )
+        needs_grad = any(getattr(x, "needs_grad", False) for x in (self.denoiser, self.energy))
         threads = one_thread() if config.batch_invariant else nullcontext()
         with graphs.using(self._model_graphs()):
-            with torch.inference_mode(), ops.one_head_workspace(), threads:
+            mode = torch.inference_mode(not needs_grad)
+            with mode, torch.no_grad(), ops.one_head_workspace(), threads:
                 run = Run(self.denoiser, self.energy, config, plan, xt, seeds)
                 for iteration in _track(plan, progress):
                     for step in plan.steps(iteration, one_by_one=config.batch_invariant):

@@ -14,19 +14,26 @@ tail.
 Bad numbers. On CPU a row that holds NaN or +inf at an allowed token, or allows nothing, raises
 ``RuntimeError`` naming the row. On CUDA, which must not wait for the host, such a row yields token
 -1 and log-probability NaN.
+
+Temperatures lie in [1e-30, 1e30]. Gradients: :func:`token_log_probs` has one with respect to its
+logits. Nothing else has: a backward pass through ``sample_candidates`` or ``resample`` raises
+``RuntimeError``, and so do the ``head_*`` ops where an operand requires grad and grad mode is on.
+
+A process that is forked after an op ran on several threads hangs at its next parallel op, as with
+torch's own ops: start worker processes by "spawn", or before the first call.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-torch.ops.load_library(Path(__file__).with_name("_torch.so"))
+import edlm_engine.op_rules  # noqa: F401  # loads the library
 
 HEAD_WORKSPACE_BYTES = 60 << 20
 """Largest workspace of the ``head_*`` ops: the logits that exist at a time, in bytes."""
@@ -101,7 +108,8 @@ def token_log_probs(
     """``log_softmax(logits / temperature)`` of ``logits [R, V]`` at ``targets [R]``: [R] float32.
 
     ``forbidden_id`` takes no part in the normalisation and itself scores -inf. The softmax is
-    never materialised; each row is read once.
+    never materialised; each row is read once. The gradient with respect to the logits, one-hot
+    minus softmax over the temperature, is 0 at ``forbidden_id`` and for rows that score -inf.
     """
     return torch.ops.edlm.token_log_probs(logits, targets, forbidden_id, temperature)
 
@@ -128,10 +136,8 @@ def head_sample_candidates(
     float32 and is rounded to 16 bits, since no library product on CPU returns float32 from 16-bit
     operands.
     """
-    tokens = keys.new_empty(len(hidden), num_candidates)
-    log_q = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
-    for rows, logits in _head_rows(hidden, weight, bias, keys, "keys", workspace):
-        tokens[rows], log_q[rows] = sample_candidates(
+    parts = [
+        sample_candidates(
             logits,
             keys[rows],
             num_candidates,
@@ -139,7 +145,10 @@ def head_sample_candidates(
             temperature=temperature,
             top_p=top_p,
         )
-    return tokens, log_q
+        for rows, logits in _head_rows(hidden, weight, bias, keys, "keys", workspace)
+    ]
+    tokens, log_q = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(log_q)
 
 
 def head_token_log_probs(
@@ -156,12 +165,14 @@ def head_token_log_probs(
 
     Operands, workspace and rounding as in :func:`head_sample_candidates`.
     """
-    log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-    for rows, logits in _head_rows(hidden, weight, bias, targets, "targets", workspace):
-        log_probs[rows] = token_log_probs(
-            logits, targets[rows], forbidden_id=forbidden_id, temperature=temperature
-        )
-    return log_probs
+    return torch.cat(
+        [
+            token_log_probs(
+                logits, targets[rows], forbidden_id=forbidden_id, temperature=temperature
+            )
+            for rows, logits in _head_rows(hidden, weight, bias, targets, "targets", workspace)
+        ]
+    )
 
 
 def head_workspace(vocab_size: int, rows: int, dtype: torch.dtype, device="cpu") -> Tensor:
@@ -174,19 +185,20 @@ def head_workspace(vocab_size: int, rows: int, dtype: torch.dtype, device="cpu")
 
 @contextmanager
 def one_head_workspace() -> Iterator[None]:
-    """Within the body, ``head_*`` calls of this thread that are given no workspace share one.
+    """Within the body, ``head_*`` calls of a thread that are given no workspace share one.
 
     It has room for :data:`HEAD_WORKSPACE_BYTES` (or one row, if that is more) from the first call
     on, so a loop of calls allocates it once; pages never written to take no memory on the CPU.
+    Threads that inherit the context (``asyncio.to_thread``) have one each.
     """
-    token = _shared.set([])
+    token = _shared.set(threading.local())
     try:
         yield
     finally:
         _shared.reset(token)
 
 
-_shared: ContextVar[list[Tensor] | None] = ContextVar("workspace", default=None)
+_shared: ContextVar[threading.local | None] = ContextVar("workspace", default=None)
 
 
 def _workspace(vocab_size: int, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -194,9 +206,15 @@ def _workspace(vocab_size: int, rows: int, dtype: torch.dtype, device: torch.dev
     shared = None if torch.compiler.is_compiling() else _shared.get()
     if shared is None:
         return head_workspace(vocab_size, rows, dtype, device)
-    if not shared or shared[0].device != device or shared[0].numel() < vocab_size * dtype.itemsize:
-        shared[:] = [head_workspace(vocab_size, HEAD_WORKSPACE_BYTES, dtype, device)]
-    return shared[0]
+    workspace = getattr(shared, "workspace", None)
+    if (
+        workspace is None
+        or workspace.device != device
+        or workspace.numel() < vocab_size * dtype.itemsize
+    ):
+        workspace = head_workspace(vocab_size, HEAD_WORKSPACE_BYTES, dtype, device)
+        shared.workspace = workspace
+    return workspace
 
 
 def _head_rows(
@@ -208,14 +226,25 @@ def _head_rows(
     workspace: Tensor | None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Some rows at a time and their logits, which the next turn overwrites."""
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+    if (
+        hidden.dim() != 2
+        or weight.dim() != 2
+        or hidden.shape[1] != weight.shape[1]
+        or len(weight) < 1
+    ):
         raise ValueError(
-            "hidden and weight must have shapes [R, D] and [V, D], "
+            "hidden and weight must have shapes [R, D] and [V, D] with V >= 1, "
             f"got {list(hidden.shape)} and {list(weight.shape)}"
         )
     if hidden.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
         got = [x.dtype for x in (hidden, weight, bias) if x is not None]
         raise ValueError(f"hidden, weight and bias must share a dtype, got {got}")
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if x is not None and x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"the head_* ops have no gradient and {name} requires grad: call them under "
+                "torch.no_grad(), or token_log_probs on the full logits"
+            )
     vocab, rows = weight.shape[0], hidden.shape[0]
     if bias is not None and bias.shape != (vocab,):
         raise ValueError(f"bias must have shape [{vocab}], got {list(bias.shape)}")
@@ -230,15 +259,16 @@ def _head_rows(
         )
     fitting = workspace.numel() // (vocab * weight.itemsize)
     buffer = workspace[: fitting * vocab * weight.itemsize].view(weight.dtype).view(fitting, vocab)
-    with torch.no_grad():
-        for first in range(0, rows, fitting):
-            part = slice(first, min(rows, first + fitting))
-            logits = buffer[: part.stop - first]
+    # No rows are one part too, so that the other arguments are checked all the same.
+    for first in range(0, max(1, rows), fitting):
+        part = slice(first, min(rows, first + fitting))
+        logits = buffer[: part.stop - first]
+        with torch.no_grad():  # not around the yield, where it would reach into the caller
             if bias is None:
                 torch.mm(hidden[part], weight.T, out=logits)
             else:
                 torch.addmm(bias, hidden[part], weight.T, out=logits)
-            yield part, logits
+        yield part, logits
 
 
 def resample(log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -260,34 +290,3 @@ def reveal_steps(keys: Tensor, length: int, mask_probs: Tensor) -> Tensor:
     decided before any model runs.
     """
     return torch.ops.edlm.reveal_steps(keys, length, mask_probs)
-
-
-@torch.library.register_fake("edlm::stream_keys")
-def _(seeds, coordinates):
-    return torch.empty_like(seeds, memory_format=torch.contiguous_format)
-
-
-@torch.library.register_fake("edlm::sample_candidates")
-def _(logits, keys, num_candidates, forbidden_id, temperature, top_p):
-    shape = (logits.shape[0], num_candidates)
-    return logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape, dtype=torch.float32)
-
-
-@torch.library.register_fake("edlm::token_log_probs")
-def _(logits, targets, forbidden_id, temperature):
-    return logits.new_empty(logits.shape[0], dtype=torch.float32)
-
-
-@torch.library.register_fake("edlm::resample")
-def _(log_weights, keys):
-    batch = log_weights.shape[0]
-    return (
-        log_weights.new_empty(batch, dtype=torch.int64),
-        log_weights.new_empty(batch),
-        log_weights.new_empty(batch),
-    )
-
-
-@torch.library.register_fake("edlm::reveal_steps")
-def _(keys, length, mask_probs):
-    return keys.new_empty((keys.shape[0], length))

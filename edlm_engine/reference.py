@@ -15,6 +15,8 @@ STREAM_TAG = 0x53545245
 SAMPLE_TAG = 0x53414D50
 RESAMPLE_TAG = 0x52455341
 
+TEMPERATURES = (1e-30, 1e30)
+
 Word = Tensor | int
 
 _LOW_32 = 0xFFFFFFFF
@@ -69,27 +71,28 @@ def log_softmax(
     """Float64 log-probabilities [R, V] of the distribution that the sampling ops draw from.
 
     softmax(logits / temperature) over all tokens but `forbidden_id` (-1: none), cut to the nucleus:
-    the tokens at least as probable as the last one that the descending cumulative sum needs to
-    reach `top_p` (ties at that threshold stay), renormalised. Excluded tokens get -inf.
+    the tokens whose logit is at least that of the last one that the descending cumulative sum needs
+    to reach `top_p` (equal logits at that threshold stay), renormalised. Excluded tokens get -inf.
     """
     _check(logits.dim() == 2, "logits must have shape [R, V]", list(logits.shape))
     vocab = logits.shape[1]
     _check(vocab >= 1, "logits must have V >= 1", vocab)
     _check(-1 <= forbidden_id < vocab, f"forbidden_id must be in [-1, {vocab})", forbidden_id)
-    _check(temperature > 0, "temperature must be > 0", temperature)
+    least, most = TEMPERATURES
+    _check(least <= temperature <= most, f"temperature must be in [{least}, {most}]", temperature)
     _check(0 < top_p <= 1, "top_p must be in (0, 1]", top_p)
     scores = logits.double().clone()
     if forbidden_id >= 0:
         scores[:, forbidden_id] = -torch.inf
     _check_rows(scores, "logits")
     # The largest score becomes 0 before the division: no temperature, however small, overflows.
-    scores = (scores - scores.amax(dim=1, keepdim=True)) / temperature
-    log_probs = torch.log_softmax(scores, dim=1)
+    log_probs = torch.log_softmax((scores - scores.amax(dim=1, keepdim=True)) / temperature, dim=1)
     if top_p < 1:
-        probs = log_probs.exp()
-        descending = probs.sort(dim=1, descending=True).values
-        needed = (descending.cumsum(dim=1) < top_p).sum(dim=1, keepdim=True).clamp(max=vocab - 1)
-        outside = probs < descending.gather(1, needed)
+        # By logits: at a high temperature those that differ may round to one probability.
+        descending, order = scores.sort(dim=1, descending=True)
+        reached = log_probs.exp().gather(1, order).cumsum(dim=1)
+        needed = (reached < top_p).sum(dim=1, keepdim=True).clamp(max=vocab - 1)
+        outside = scores < descending.gather(1, needed)
         log_probs = torch.log_softmax(log_probs.masked_fill(outside, -torch.inf), dim=1)
     return log_probs
 

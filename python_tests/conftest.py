@@ -1,8 +1,6 @@
 import pytest
 import torch
 
-from edlm_engine.execution.threads import one_thread
-
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -15,5 +13,7 @@ def device(request) -> str:
 @pytest.fixture(scope="module")
 def single_thread():
     """For tests of many tiny tensors: on a busy machine a second thread is only waited for."""
-    with one_thread():
-        yield
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # of threads that a test starts, too
+    yield
+    torch.set_num_threads(before)

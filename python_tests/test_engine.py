@@ -345,6 +345,87 @@ def test_an_energy_sees_whole_candidates_and_their_log_q(tiny):
     assert sum(calls) * 3 == out.energy_evaluations.sum() > 0
 
 
+def test_log_q_of_an_energy_is_a_sum_on_the_grid():
+    """Of multiples of 2^-30, whose sum knows no order; log q of a likely candidate is finer."""
+    seen = []
+
+    def energy(x0, xt, log_q, t):
+        seen.append(log_q.double().flatten())
+        return log_q
+
+    peaked = torch.linspace(0, 12, 7).expand(9, 6, 7)
+    denoiser = CallableDenoiser(
+        lambda xt, sigma: peaked[: len(xt)], mask_id=0, vocab_size=7, length=6
+    )
+    config = GenerationConfig(steps=3, temperature=0.2)
+    Engine(denoiser, energy).generate(9, config=config)
+    fine = torch.cat(seen)[torch.cat(seen) > -(2.0**-7)] * 2.0**30
+    assert len(fine) > 50 and (fine == fine.round()).all()
+
+
+class Guided:
+    """E of x0 to first order around xt, by autograd: V(xt) = <table, xt>^2 / 2, xt as one-hot."""
+
+    needs_grad = True
+
+    def __init__(self):
+        self.table = torch.randn(LENGTH, VOCAB, generator=torch.Generator().manual_seed(3))
+
+    def one_hot(self, tokens):
+        return torch.nn.functional.one_hot(tokens, VOCAB).float()
+
+    def slope(self, xt):
+        with torch.enable_grad():
+            soft = self.one_hot(xt).requires_grad_()
+            potential = (soft * self.table).sum((1, 2)) ** 2 / 2
+            return torch.autograd.grad(potential.sum(), soft)[0]
+
+    def slope_by_hand(self, xt):
+        return (self.one_hot(xt) * self.table).sum((1, 2), keepdim=True) * self.table
+
+    def energy(self, x0, xt, log_q, t):
+        assert not torch.is_grad_enabled() and not xt.is_inference()
+        return (self.one_hot(x0) * self.slope(xt)[:, None]).sum((2, 3))
+
+
+@pytest.mark.parametrize("outer", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_guidance_by_gradients(tiny, outer):
+    guided = Guided()
+
+    def by_hand(x0, xt, log_q, t):
+        assert torch.is_inference_mode_enabled()
+        return (guided.one_hot(x0) * guided.slope_by_hand(xt)[:, None]).sum((2, 3))
+
+    with outer():
+        got = Engine(table_denoiser(tiny), guided).generate(20, config=CONFIG)
+        want = Engine(table_denoiser(tiny), by_hand).generate(20, config=CONFIG)
+    assert torch.equal(got.sequences, want.sequences)
+    assert torch.allclose(got.ess, want.ess, equal_nan=True) and got.ess.nanmean() < 2.9
+
+
+def test_a_denoiser_that_takes_gradients(tiny):
+    guided, base = Guided(), table_denoiser(tiny)
+
+    def engine(slope, needs_grad):
+        denoiser = table_denoiser(tiny)
+        denoiser.logits = lambda xt, sigma: base.logits(xt, sigma) - slope(xt)
+        denoiser.needs_grad = needs_grad
+        return Engine(denoiser)
+
+    got = engine(guided.slope, True).generate(20, config=CONFIG)
+    want = engine(guided.slope_by_hand, False).generate(20, config=CONFIG)
+    assert torch.equal(got.sequences, want.sequences)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e30])
+def test_extreme_temperatures(tiny, temperature):
+    """The bounds of the configuration are within those of the ops."""
+    out = Engine(table_denoiser(tiny)).generate(
+        40, config=dataclasses.replace(CONFIG, temperature=temperature)
+    )
+    assert (out.sequences != MASK).all()
+
+
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_an_energy_may_ask_where_xt_is_masked(tiny, batch_invariant):
     calls = []
@@ -593,9 +674,11 @@ def test_from_pretrained_errors(tmp_path):
         ("window", (0.6, 0.4), r"low <= high <= 1, got \(0.6, 0.4\)"),
         ("window", (-0.5, 0.5), "0 <= low"),
         ("window", (0.5, 1.5), "high <= 1"),
-        ("temperature", 0.0, "finite and > 0, got 0.0"),
-        ("temperature", math.nan, "finite and > 0, got nan"),
-        ("energy_temperature", -1.0, "finite and > 0, got -1.0"),
+        ("temperature", 0.0, r"in \[1e-30, 1e30\], got 0.0"),
+        ("temperature", math.nan, r"in \[1e-30, 1e30\], got nan"),
+        ("temperature", 1e31, r"in \[1e-30, 1e30\], got 1e\+31"),
+        ("temperature", 1e-31, r"in \[1e-30, 1e30\], got 1e-31"),
+        ("energy_temperature", -1.0, r"in \[1e-30, 1e30\], got -1.0"),
         ("top_p", 0.0, r"in \(0, 1\], got 0.0"),
         ("top_p", 1.1, r"in \(0, 1\], got 1.1"),
         ("final", "greedy", '"sample" or "argmax", got \'greedy\''),

@@ -24,6 +24,7 @@ LINES = [
     ["execution"],
     ["models", "drop_in"],
     ["ops", "reference"],
+    ["op_rules"],
     ["_C"],
 ]
 LINE = {room: line for line, rooms in enumerate(LINES) for room in rooms}

@@ -124,7 +124,7 @@ def test_reveal_steps_bracket_the_uniform():
         (lambda r, x, k: r.sample_candidates(x, k.float(), 2), r"keys must be int64 with shape \["),
         (lambda r, x, k: r.sample_candidates(x, k[1:], 2), r"shape \[4\], got int64 \[3\]"),
         (lambda r, x, k: r.sample_candidates(x, k, 0), "num_candidates must be >= 1, got 0"),
-        (lambda r, x, k: r.sample_candidates(x, k, 1, temperature=0.0), "temperature must be > 0"),
+        (lambda r, x, k: r.sample_candidates(x, k, 1, temperature=0.0), "temperature must be in "),
         (lambda r, x, k: r.sample_candidates(x, k, 1, top_p=0.0), "top_p must be in"),
         (lambda r, x, k: r.sample_candidates(x, k, 1, forbidden_id=5), "forbidden_id must be in"),
         (lambda r, x, k: r.sample_candidates(x[0], k, 1), r"logits must have shape \[R, V\]"),

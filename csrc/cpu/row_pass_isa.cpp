@@ -61,8 +61,7 @@ struct Scale {
   Floats lowest;
 };
 EDLM_HD Scale scale_of(float inv_temperature) {
-  // From T = 1e36 on the lowest t would be -inf itself, and no longer tell a forbidden token.
-  const float log2 = inv_temperature > 1e-36f ? inv_temperature * 1.44269504f : 1.44269504e-36f;
+  const float log2 = inv_temperature * 1.44269504f;
   return {splat(log2), splat(-127 / log2)};
 }
 

@@ -38,71 +38,82 @@ class RowSampler {
   CellWeights weights_;
 };
 
+struct Candidate {
+  int64_t id;
+  float logit;
+  double weight;  // relative to the row's reference
+};
+
 // The tokens of the nucleus in token order.
 struct Nucleus {
-  std::vector<int64_t> ids;
-  std::vector<double> weights;      // relative to the row's reference
+  std::vector<Candidate> tokens;
   std::vector<double> prefix_sums;  // inclusive
 
   double sum() const { return prefix_sums.back(); }
 
   int64_t draw(double u) const {
     const auto beyond = std::upper_bound(prefix_sums.begin(), prefix_sums.end(), u * sum());
-    return ids[std::min<size_t>(beyond - prefix_sums.begin(), ids.size() - 1)];
+    return tokens[std::min<size_t>(beyond - prefix_sums.begin(), tokens.size() - 1)].id;
   }
 };
 
-// The largest weight such that the weights at or above it reach `wanted`. Only the weights of one
-// bucket are sorted: buckets are the upper bits of a positive float, which rise with it.
-double nucleus_threshold(const std::vector<double>& weights, double wanted) {
-  const auto bucket_of = [](double weight) { return int64_t(to_bits(float(weight)) >> 18); };
-  const auto [least, most] = std::minmax_element(weights.begin(), weights.end());
-  const int64_t first = bucket_of(*least);
-  std::vector<double> mass(bucket_of(*most) - first + 1);
-  for (const double weight : weights) mass[bucket_of(weight) - first] += weight;
-  int64_t bucket = int64_t(mass.size()) - 1;
+// The largest logit such that the tokens at or above it weigh `wanted`. Only one bucket is sorted:
+// buckets go down from the largest logit in steps of T / 32.
+float nucleus_threshold(const std::vector<Candidate>& tokens, double wanted,
+                        float inv_temperature) {
+  float top = tokens.front().logit;
+  for (const Candidate& token : tokens) top = std::max(top, token.logit);
+  // Monotone in the logit, equal logits share a bucket, and none of positive weight is 150 T away.
+  const auto bucket_of = [&](const Candidate& token) {
+    const double steps = (double(top) - double(token.logit)) * double(inv_temperature) * 32;
+    return size_t(std::min(steps, 150.0 * 32));
+  };
+  std::vector<double> mass;
+  for (const Candidate& token : tokens) {
+    const size_t bucket = bucket_of(token);
+    if (bucket >= mass.size()) mass.resize(bucket + 1);
+    mass[bucket] += token.weight;
+  }
+  size_t bucket = 0;
   double above = 0;
-  while (bucket > 0 && above + mass[bucket] < wanted) above += mass[bucket--];
+  while (bucket + 1 < mass.size() && above + mass[bucket] < wanted) above += mass[bucket++];
 
-  std::vector<double> sorted;
-  for (const double weight : weights) {
-    if (bucket_of(weight) - first == bucket) sorted.push_back(weight);
+  // By logits, not by weights: at a high temperature many logits round to one weight.
+  std::vector<Candidate> sorted;
+  for (const Candidate& token : tokens) {
+    if (bucket_of(token) == bucket) sorted.push_back(token);
   }
-  std::sort(sorted.begin(), sorted.end(), std::greater<>());
-  for (const double weight : sorted) {
-    above += weight;
-    if (above >= wanted) return weight;
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
+  for (const Candidate& token : sorted) {
+    above += token.weight;
+    if (above >= wanted) return token.logit;
   }
-  return sorted.back();
+  return sorted.back().logit;
 }
 
 // The smallest set of most likely tokens whose probabilities reach top_p, with all tokens tied
 // with its last one. Tokens below (1 - top_p) / V hold less than 1 - top_p together, so they are
 // outside and need no sorting.
 void find_nucleus(const Row& row, const RowTotal& total, float top_p, Nucleus& nucleus) {
-  nucleus.ids.clear();
-  nucleus.weights.clear();
-  const double floor = (1.0 - double(top_p)) * total.sum / double(row.vocab);
+  std::vector<Candidate>& tokens = nucleus.tokens;
+  tokens.clear();
+  // The margin is for the rounding of the weights: where all are alike, the best must stay.
+  const double floor = 0.999 * (1.0 - double(top_p)) * total.sum / double(row.vocab);
   alignas(64) float weights[kCell];
   for (int64_t begin = 0; begin < row.vocab; begin += kCell) {
     const int64_t count = std::min(kCell, row.vocab - begin);
     row_pass().weights(row, begin, count, total.reference, weights);
     for (int64_t i = 0; i < count; ++i) {
       if (!(weights[i] > 0 && weights[i] >= floor)) continue;
-      nucleus.ids.push_back(begin + i);
-      nucleus.weights.push_back(weights[i]);
+      tokens.push_back({begin + i, logit_at(row, begin + i), double(weights[i])});
     }
   }
-  const double threshold = nucleus_threshold(nucleus.weights, double(top_p) * total.sum);
-  size_t kept = 0;
+  const float threshold = nucleus_threshold(tokens, double(top_p) * total.sum, row.inv_temperature);
+  std::erase_if(tokens, [&](const Candidate& token) { return token.logit < threshold; });
   double sum = 0;
   nucleus.prefix_sums.clear();
-  for (size_t i = 0; i < nucleus.ids.size(); ++i) {
-    if (nucleus.weights[i] < threshold) continue;
-    nucleus.ids[kept++] = nucleus.ids[i];
-    nucleus.prefix_sums.push_back(sum += nucleus.weights[i]);
-  }
-  nucleus.ids.resize(kept);
+  for (const Candidate& token : tokens) nucleus.prefix_sums.push_back(sum += token.weight);
 }
 
 }  // namespace

@@ -55,10 +55,8 @@ struct Row {
 template <class T, class Args>
 EDLM_DEVICE Row<T> row_of(const Args& args, int64_t r) {
   const float inv_temperature = 1.0f / args.temperature;
-  const float scale = inv_temperature * 1.44269504f;
   const T* logits = static_cast<const T*>(args.logits) + r * args.row_stride;
-  // A temperature so low that the scale overflows must not turn a gap of 0 into NaN.
-  return {logits, args.vocab, args.forbidden_id, inv_temperature, scale < 3e38f ? scale : 3e38f};
+  return {logits, args.vocab, args.forbidden_id, inv_temperature, inv_temperature * 1.44269504f};
 }
 
 // Partial sums of one row. Without room for cells, `cell_sum` is null.

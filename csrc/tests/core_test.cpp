@@ -2,9 +2,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
+#include <memory>
 #include <vector>
 
+#include "../cpu/row_pass.h"
 #include "edlm/philox.h"
 #include "edlm/resample.h"
 #include "edlm/reveal_steps.h"
@@ -91,6 +95,74 @@ void draws_follow_probabilities() {
   expect(std::abs(log_probs[0] - (logits[tokens[0]] - std::log(total))) < 1e-5, "log p is exact");
 }
 
+uint16_t half(edlm::DType dtype, float value) {
+  const uint32_t bits = edlm::to_bits(value);
+  if (dtype == edlm::DType::kBFloat16) return uint16_t(bits >> 16);
+  // Of fp16's normal range, or 0.
+  return uint16_t((bits >> 16 & 0x8000) | (value == 0 ? 0 : (bits >> 13 & 0x3ffff) - (112 << 10)));
+}
+
+// Every dtype, sizes around the edges of groups, cells and chunks, rows apart and unaligned, in
+// memory without a byte to spare: for AddressSanitizer, which sees a stray read or write.
+void every_shape() {
+  constexpr int64_t kRows = 3, kDraws = 4;
+  for (const auto dtype : {edlm::DType::kFloat32, edlm::DType::kBFloat16, edlm::DType::kFloat16}) {
+    for (const int64_t vocab : {1, 3, 15, 16, 17, 127, 128, 129, 2047, 2048, 2049, 4500}) {
+      for (const int64_t gap : {0, 1}) {
+        for (const float top_p : {1.0f, 0.7f, 1e-12f}) {
+          const int64_t stride = vocab + gap, size = edlm::size_of(dtype);
+          const int64_t elements = (kRows - 1) * stride + vocab + gap;
+          const auto memory = std::make_unique<char[]>(elements * size);
+          for (int64_t i = 0; i < elements; ++i) {
+            const float value = float(i * 7919 % 64) / 16 - 2;
+            const uint16_t word = half(dtype, value);
+            std::memcpy(memory.get() + i * size, size == 4 ? (const void*)&value : &word, size);
+          }
+          const auto keys = std::make_unique<int64_t[]>(kRows);
+          const auto tokens = std::make_unique<int64_t[]>(kRows * kDraws);
+          const auto log_q = std::make_unique<float[]>(kRows * kDraws);
+          const auto targets = std::make_unique<int64_t[]>(kRows);
+          const auto log_probs = std::make_unique<float[]>(kRows);
+          for (int64_t r = 0; r < kRows; ++r) keys[r] = 99 * r;
+          const int64_t forbidden = vocab > 2 ? vocab - 2 : -1;
+          const edlm::SampleCandidatesArgs args = {.logits = memory.get() + gap * size,
+                                                   .dtype = dtype,
+                                                   .rows = kRows,
+                                                   .vocab = vocab,
+                                                   .row_stride = stride,
+                                                   .keys = keys.get(),
+                                                   .num_candidates = kDraws,
+                                                   .forbidden_id = forbidden,
+                                                   .temperature = 0.8f,
+                                                   .top_p = top_p,
+                                                   .tokens = tokens.get(),
+                                                   .log_q = log_q.get()};
+          expect(bool(edlm::cpu::sample_candidates(args, 0, kRows)), "status of every shape");
+          for (int64_t i = 0; i < kRows * kDraws; ++i) {
+            expect(tokens[i] >= 0 && tokens[i] < vocab && tokens[i] != forbidden && log_q[i] <= 0,
+                   "draws of every shape");
+          }
+          for (int64_t r = 0; r < kRows; ++r) targets[r] = tokens[r * kDraws];
+          const edlm::TokenLogProbsArgs score = {.logits = args.logits,
+                                                 .dtype = dtype,
+                                                 .rows = kRows,
+                                                 .vocab = vocab,
+                                                 .row_stride = stride,
+                                                 .targets = targets.get(),
+                                                 .forbidden_id = forbidden,
+                                                 .temperature = 0.8f,
+                                                 .log_probs = log_probs.get()};
+          expect(bool(edlm::cpu::token_log_probs(score, 0, kRows)), "status of every shape");
+          for (int64_t r = 0; r < kRows; ++r) {
+            const float gain = log_q[r * kDraws] - log_probs[r];
+            expect(top_p < 1 ? gain > -1e-5f : std::abs(gain) < 1e-5f, "scores of every shape");
+          }
+        }
+      }
+    }
+  }
+}
+
 void bad_rows_have_a_status() {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float inf = std::numeric_limits<float>::infinity();
@@ -103,6 +175,14 @@ void bad_rows_have_a_status() {
   expect(edlm::cpu::sample_candidates(args, 0, 3).code == edlm::Code::kNotANumber, "NaN");
   expect(edlm::cpu::sample_candidates(args, 1, 3).row == 1, "+inf");
   expect(edlm::cpu::sample_candidates(args, 2, 3).code == edlm::Code::kNothingLeft, "all -inf");
+}
+
+void stream_keys_fold() {
+  const int64_t seeds[] = {3, 3, -1}, coordinates[] = {1, 2, 2, 1, int64_t{1} << 62, -9};
+  int64_t keys[3];
+  expect(bool(edlm::cpu::stream_keys({seeds, coordinates, 3, 2, keys}, 0, 3)), "stream_keys");
+  expect(keys[0] != keys[1], "a coordinate's place counts");
+  expect(keys[2] == int64_t(edlm::fold(edlm::fold(~0ull, int64_t{1} << 62, 0), -9, 1)), "folds");
 }
 
 void resample_prefers_weight() {
@@ -124,15 +204,26 @@ void reveal_steps_partition_time() {
   expect(edlm::reveal_step(0.5, mask_probs, 2) == 1, "lower end belongs to the step");
   expect(edlm::reveal_step(0.25, mask_probs, 2) == 2, "second step");
   expect(edlm::reveal_step(0.1, mask_probs, 2) == 3, "left at the end");
+  const int64_t keys[] = {5, -6};
+  int64_t steps[2 * 9];
+  expect(bool(edlm::cpu::reveal_steps({keys, 2, 9, 2, mask_probs, steps}, 0, 2)), "reveal_steps");
+  for (const int64_t step : steps) expect(step >= 1 && step <= 3, "a step in 1..N + 1");
 }
 
 }  // namespace
 
 int main() {
+  const char* const isa = std::getenv("EDLM_CPU_ISA");
+  if (isa && std::strcmp(isa, edlm::cpu::row_pass().name)) {
+    std::printf("skipped: this processor does not run %s\n", isa);
+    return 77;
+  }
   philox_known_answers();
   uniform_is_open();
   draws_follow_probabilities();
+  every_shape();
   bad_rows_have_a_status();
+  stream_keys_fold();
   resample_prefers_weight();
   reveal_steps_partition_time();
   if (!failures) std::printf("all passed\n");

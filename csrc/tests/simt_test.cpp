@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "edlm/row_sampling.h"
 #include "resample.cu"
 #include "reveal_steps.cu"
 #include "sample_candidates.cu"
@@ -269,6 +270,14 @@ void forbidden_tokens_and_temperatures() {
       agree(m, {.forbidden_id = forbidden, .temperature = forbidden % 2 ? 0.7f : 1.9f},
             "forbidden " + std::to_string(forbidden));
     }
+    for (const double temperature : {edlm::kMinTemperature, edlm::kMaxTemperature}) {
+      Matrix m(dtype, 2, 4500, 0, 1);
+      m.fill(3, 12);
+      m.set(1, 17, dtype == DType::kFloat16 ? 6e4f : 3e38f);
+      m.set(1, 18, dtype == DType::kFloat16 ? -6e4f : -3e38f);
+      agree(m, {.forbidden_id = 3, .temperature = float(temperature)},
+            "temperature " + std::to_string(temperature));
+    }
   }
 }
 
@@ -306,6 +315,21 @@ void nucleus() {
       }
     }
   }
+  for (const DType dtype : kDTypes) {
+    for (const float temperature : {1.0f, 1e4f, 1e30f}) {
+      Matrix near(dtype, 1, 5000, 0, 1);
+      near.fill(0, 0);
+      near.set(0, 4321, 1e-4f);
+      const Options argmax = {.temperature = temperature, .top_p = 1e-12f};
+      for (const Draws& draws : {sample(Cpu{}, near, argmax), sample(Cuda{}, near, argmax)}) {
+        for (int64_t j = 0; j < argmax.num_candidates; ++j) {
+          expect(draws.tokens[j] == 4321 && std::fabs(draws.log_q[j]) < 1e-6f,
+                 "a tiny nucleus is the best token, " + name_of(near));
+        }
+      }
+    }
+  }
+
   Matrix big(DType::kBFloat16, 1, 50258, 0, 1);
   big.fill(2, 22);
   agree(big, {.forbidden_id = 50257, .top_p = 0.8f}, "top_p of a large vocabulary");

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <mutex>
 
-#include "ops.h"
+#include "tensors.h"
 
 namespace edlm::ring {
 namespace {
@@ -24,23 +24,22 @@ Status over_rows(Status (*op)(const Args&, int64_t, int64_t), const Args& args, 
   return first;
 }
 
-struct Cpu {
+struct Cpu : Tensors {
   static void run(const StreamKeysArgs& args, const Tensor&) {
-    check(over_rows(cpu::stream_keys, args, args.count, 64 * args.dims), "seeds");
+    check<Cpu>(over_rows(cpu::stream_keys, args, args.count, 64 * args.dims), "seeds");
   }
   static void run(const SampleCandidatesArgs& args, const Tensor&) {
-    check(
-        over_rows(cpu::sample_candidates, args, args.rows, args.vocab + 256 * args.num_candidates),
-        "logits");
+    const int64_t work = args.vocab + 256 * args.num_candidates;
+    check<Cpu>(over_rows(cpu::sample_candidates, args, args.rows, work), "logits");
   }
   static void run(const TokenLogProbsArgs& args, const Tensor&) {
-    check(over_rows(cpu::token_log_probs, args, args.rows, args.vocab), "logits");
+    check<Cpu>(over_rows(cpu::token_log_probs, args, args.rows, args.vocab), "logits");
   }
   static void run(const ResampleArgs& args, const Tensor&) {
-    check(over_rows(cpu::resample, args, args.batch, 32 * args.candidates), "log_weights");
+    check<Cpu>(over_rows(cpu::resample, args, args.batch, 32 * args.candidates), "log_weights");
   }
   static void run(const RevealStepsArgs& args, const Tensor&) {
-    check(over_rows(cpu::reveal_steps, args, args.batch, 64 * args.length), "keys");
+    check<Cpu>(over_rows(cpu::reveal_steps, args, args.batch, 64 * args.length), "keys");
   }
 };
 

@@ -2,7 +2,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "ops.h"
+#include "tensors.h"
 
 // Lives in libtorch_cuda. Weak, so that this library also loads into a torch built without CUDA,
 // where no CUDA tensor can come to ask for it.
@@ -14,36 +14,37 @@ namespace {
 
 void* current_stream(int32_t device) {
   void* stream = nullptr;
-  require(aoti_torch_get_current_cuda_stream != nullptr &&
-              aoti_torch_get_current_cuda_stream(device, &stream) == AOTI_TORCH_SUCCESS,
-          "torch does not tell its CUDA stream of device ", device);
+  require<Tensors>(aoti_torch_get_current_cuda_stream != nullptr &&
+                       aoti_torch_get_current_cuda_stream(device, &stream) == AOTI_TORCH_SUCCESS,
+                   "torch does not tell its CUDA stream of device ", device);
   return stream;
 }
 
-struct Cuda {
+struct Cuda : Tensors {
   template <class Args>
   static void launch(Status (*op)(const Args&, void*), const Args& args, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    check(op(args, current_stream(like.get_device_index())), "");
+    check<Cuda>(op(args, current_stream(like.get_device_index())), "");
   }
 
   template <class Args>
   static void launch(Status (*op)(const Args&, void*, void*), int64_t (*workspace)(const Args&),
-                     const Args& args, const Tensor& like) {
+                     const char* name, const Args& args, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
     // Freed on return, which is safe: the allocator hands it out again in stream order.
-    const Tensor memory = empty(like, {workspace(args)}, ScalarType::Byte);
-    check(op(args, memory.mutable_data_ptr(), current_stream(like.get_device_index())), "");
+    const Tensor memory = empty(name, "workspace", like, {workspace(args)}, Type::kByte);
+    check<Cuda>(op(args, memory.mutable_data_ptr(), current_stream(like.get_device_index())), "");
   }
 
   static void run(const StreamKeysArgs& args, const Tensor& like) {
     launch(cuda::stream_keys, args, like);
   }
   static void run(const SampleCandidatesArgs& args, const Tensor& like) {
-    launch(cuda::sample_candidates, cuda::sample_candidates_workspace, args, like);
+    launch(cuda::sample_candidates, cuda::sample_candidates_workspace, "sample_candidates", args,
+           like);
   }
   static void run(const TokenLogProbsArgs& args, const Tensor& like) {
-    launch(cuda::token_log_probs, cuda::token_log_probs_workspace, args, like);
+    launch(cuda::token_log_probs, cuda::token_log_probs_workspace, "token_log_probs", args, like);
   }
   static void run(const ResampleArgs& args, const Tensor& like) {
     launch(cuda::resample, args, like);

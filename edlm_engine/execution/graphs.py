@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -40,7 +40,13 @@ Outputs = Tensor | tuple[Tensor, ...]
 # Runs a function twice, to warm up and to record it; what it returns runs the record again.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
-_in_use: ContextVar[ModelGraphs | None] = ContextVar("graphs", default=None)
+# A thread that inherits the context (`asyncio.to_thread`) does not hold the lock: `graphs` is there
+# only in the thread that set it.
+_in_use: ContextVar[local | None] = ContextVar("graphs", default=None)
+
+
+def _used() -> ModelGraphs | None:
+    return getattr(_in_use.get(), "graphs", None)
 
 
 def call_model(model: object, name: str, *given) -> Any:
@@ -49,7 +55,7 @@ def call_model(model: object, name: str, *given) -> Any:
     Tensors among `given` have the same number of rows, and so do the outputs. Those of a graph are
     overwritten by the next call.
     """
-    graphs = _in_use.get()
+    graphs = _used()
     return getattr(model, name)(*given) if graphs is None else graphs.call(model, name, *given)
 
 
@@ -61,7 +67,9 @@ def using(graphs: ModelGraphs | None) -> Iterator[None]:
         return
     with graphs.lock:
         graphs.forget_moved()
-        token = _in_use.set(graphs)
+        here = local()
+        here.graphs = graphs
+        token = _in_use.set(here)
         try:
             yield
         finally:
@@ -70,7 +78,7 @@ def using(graphs: ModelGraphs | None) -> Iterator[None]:
 
 def in_use() -> bool:
     """Whether the caller runs within `using(graphs)`: few different shapes are then best."""
-    return _in_use.get() is not None
+    return _used() is not None
 
 
 def padded_rows(rows: int) -> int:

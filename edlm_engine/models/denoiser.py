@@ -16,6 +16,8 @@ class Denoiser(Protocol):
     - `hidden(xt, sigma) -> [B, L, D]` and `head -> (weight [V, D], bias [V] | None)` with
       logits = hidden @ weight.T + bias: the engine then applies the head only where it draws;
     - `device`, if it is neither the CPU nor that of its `parameters()`;
+    - `needs_grad`, True if it takes gradients, within `torch.enable_grad()`: generation then runs
+      under `torch.no_grad()` instead of `torch.inference_mode()`;
     - `capturable`, True if CUDA graphs may replay it: `edlm_engine.execution.graphs` says what that
       asks.
     """

@@ -1,6 +1,5 @@
 """The options of one generation."""
 
-import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
@@ -17,7 +16,8 @@ class GenerationConfig:
         given as a pair. A transition from t_{i-1} to t_i counts as t_{i-1}.
     temperature, top_p: of the denoiser's distribution; `log_q` is the log-probability under the
         distribution so changed.
-    energy_temperature: candidates are chosen with probability softmax(-energy / it).
+    energy_temperature: candidates are chosen with probability softmax(-energy / it). Temperatures
+        lie in [1e-30, 1e30].
     batch_invariant: evaluate every model on one sequence at a time and on one CPU thread, so that
         a sequence repeats token for token in any batch; slower.
     final: how positions still masked at t_N are filled: by a draw, or by the most probable token.
@@ -44,7 +44,7 @@ class GenerationConfig:
         for name in ("temperature", "energy_temperature"):
             value = getattr(self, name)
             _check_type(name, value, Real)
-            _check(value > 0 and math.isfinite(value), name, "finite and > 0", value)
+            _check(1e-30 <= value <= 1e30, name, "in [1e-30, 1e30]", value)
         _check_type("top_p", self.top_p, Real)
         _check(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
         _check(self.final in ("sample", "argmax"), "final", '"sample" or "argmax"', self.final)

@@ -58,7 +58,9 @@ class Run:
         self.plan = plan
         self.device = device_of(denoiser)
         tokens, self.seeds = upload(self.device, xt.flatten(), seeds)
-        self.xt = tokens.view(xt.shape)
+        self.xt = tokens.view(
+            xt.shape
+        ).clone()  # may be changed in this mode, if not in the caller's
         diagnostics = (len(xt), int(plan.energy_steps.max(initial=0)))
         self.ess = torch.full(diagnostics, torch.nan, device=self.device)
         self.log_z = self.ess.clone()

@@ -111,13 +111,34 @@ def test_a_shared_prefix_changes_no_energy(carry_over, bos_id, max_tokens, monke
 
 
 def test_sums_do_not_depend_on_the_order():
-    values = -torch.rand(4096, generator=torch.Generator().manual_seed(0)) * 30
+    generator = torch.Generator().manual_seed(0)
+    values = -(10 ** (torch.rand(4096, generator=generator) * 14 - 12))  # 1e-12 to 100 nats
     exact = on_grid(values)
-    assert (exact - values.double()).abs().max() <= 2.0**-31
-    order = torch.randperm(4096, generator=torch.Generator().manual_seed(1))
-    assert exact.sum() == exact[order].sum() == exact[order].cumsum(0)[-1]
+    assert exact.dtype == torch.float64 and (exact - values.double()).abs().max() <= 2.0**-31
+    orders = [torch.randperm(4096, generator=generator) for _ in range(20)]
+
+    def sums(x):
+        return {x[order].numpy().cumsum()[-1] for order in orders}  # one by one, in x's dtype
+
+    assert sums(exact) == {exact.sum().item()} == {math.fsum(exact.tolist())}
+    assert len(sums(values)) > 1 and len(sums(values.double())) > 1  # what the grid is for
     special = on_grid(torch.tensor([-math.inf, math.nan]))
     assert special[0] == -math.inf and special[1].isnan()
+
+
+@pytest.mark.parametrize("carry_over", [False, True])
+def test_scores_are_sums_on_the_grid(carry_over):
+    """Also of tokens that the model is sure of, whose log-probabilities are finer than the grid."""
+    ar = TableAR(4, 4, forbidden_id=MASK)
+    ar.head = tuple(12 * x for x in ar.head)
+    x0, xt, log_q = some_candidates(batch=200)
+    energies = ARResidualEnergy(ar, carry_over)(x0, xt, log_q * 0, torch.ones(200))
+    scores = [energies.double().flatten()]
+    if not carry_over:
+        scores.append(sequence_log_probs(ar, x0.flatten(0, 1)))
+    for each in scores:
+        fine = each[each.abs() < 2.0**-7] * 2.0**30
+        assert len(fine) > 3 and (fine != 0).any() and (fine == fine.round()).all()
 
 
 def test_it_is_a_callable_and_an_object_with_the_method():

@@ -1,5 +1,6 @@
 """Graphs of model calls: what is captured, padded, reused and refused, with an emulated capture."""
 
+import contextvars
 import gc
 import pickle
 import warnings
@@ -329,6 +330,22 @@ def test_threads_take_turns(capture):
         got = pool.map(lambda seed: engine.generate(3, config=config, seed=seed), range(6))
         for out, plain in zip(got, wanted, strict=True):
             assert_same(out, plain)
+
+
+def test_a_thread_that_inherits_the_context_runs_eagerly(on_cpu):
+    """As of `asyncio.to_thread`: it does not hold the lock, and the buffer is another thread's."""
+    model, given = Sums(), (*some(4), 2.0)
+    with using(on_cpu), ThreadPoolExecutor(1) as pool:
+        assert graphs.in_use()
+        for _ in range(3):
+            context = contextvars.copy_context()
+            assert not pool.submit(context.run, graphs.in_use).result()
+            got = pool.submit(context.run, call_model, model, "hidden", *given).result()
+            assert same(got, model.wanted(*given))
+        assert len(on_cpu) == 0
+        for _ in range(2):
+            call_model(model, "hidden", *given)
+        assert len(on_cpu) == 1
 
 
 # The capture itself

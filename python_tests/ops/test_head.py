@@ -1,3 +1,7 @@
+import contextvars
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 from op_cases import random_logits
@@ -109,12 +113,70 @@ def test_compiles_whole():
     assert torch.equal(compiled(hidden, keys)[0], want[0])
 
 
-def test_no_rows():
-    _, weight, _ = head_inputs()
-    tokens, log_q = ops.head_sample_candidates(
-        torch.empty(0, 24), weight, torch.empty(0, dtype=torch.int64), 3
-    )
-    assert tokens.shape == log_q.shape == (0, 3)
+def test_threads_that_inherit_the_context_have_a_workspace_each(monkeypatch):
+    """As of `asyncio.to_thread`: with one for all they would overwrite each other's logits."""
+    together = Barrier(4, timeout=60)
+    addresses = []
+
+    def meet(logits, *given, **options):
+        addresses.append(logits.data_ptr())
+        logits.fill_(len(addresses))
+        together.wait()
+        return logits[:, 0].clone()
+
+    hidden, weight, _ = head_inputs()
+    monkeypatch.setattr(ops, "token_log_probs", meet)
+    call = lambda: ops.head_token_log_probs(hidden, weight, torch.arange(50))  # noqa: E731
+    with ops.one_head_workspace(), ThreadPoolExecutor(4) as threads:
+        for _ in range(2):
+            runs = [threads.submit(contextvars.copy_context().run, call) for _ in range(4)]
+            assert len({run.result()[0].item() for run in runs}) == 4
+    assert len(set(addresses)) == 4
+
+
+@pytest.mark.parametrize("vocab", [1, 5])
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("dim", [0, 4])
+def test_smallest_shapes(vocab, rows, dim):
+    hidden, weight = torch.ones(rows, dim), torch.ones(vocab, dim)
+    keys = torch.arange(rows)
+    tokens, log_q = ops.head_sample_candidates(hidden, weight, keys, 3)
+    want, want_log_q = ops.sample_candidates(hidden @ weight.T, keys, 3)
+    assert tokens.shape == (rows, 3) and torch.equal(tokens, want)
+    assert torch.equal(log_q, want_log_q) and log_q.dtype == torch.float32
+    scores = ops.head_token_log_probs(hidden, weight, keys * 0)
+    assert torch.equal(scores, ops.token_log_probs(hidden @ weight.T, keys * 0))
+
+
+def test_no_rows_are_checked_too():
+    none, weight, keys = torch.empty(0, 24), torch.ones(5, 24), torch.arange(0)
+    with pytest.raises(RuntimeError, match="keys must be int64"):
+        ops.head_sample_candidates(none, weight, keys.float(), 3)
+    with pytest.raises(RuntimeError, match="num_candidates must be at least 1, got 0"):
+        ops.head_sample_candidates(none, weight, keys, 0)
+    with pytest.raises(RuntimeError, match="num_candidates must be at least 1, got -1"):
+        ops.head_sample_candidates(torch.ones(2, 24), weight, torch.arange(2), -1)
+    with pytest.raises(RuntimeError, match="forbidden_id must be"):
+        ops.head_token_log_probs(none, weight, keys, forbidden_id=5)
+
+
+def test_no_vocabulary():
+    for op, more in ((ops.head_sample_candidates, (1,)), (ops.head_token_log_probs, ())):
+        with pytest.raises(ValueError, match=r"with V >= 1, got \[2, 24\] and \[0, 24\]"):
+            op(torch.ones(2, 24), torch.ones(0, 24), torch.arange(2), *more)
+
+
+@pytest.mark.parametrize("name", ["hidden", "weight", "bias"])
+def test_no_gradient(name):
+    operands = dict(zip(("hidden", "weight", "bias"), head_inputs(), strict=True))
+    operands[name].requires_grad_()
+    keys = torch.arange(50)
+    with pytest.raises(RuntimeError, match=f"have no gradient and {name} requires grad"):
+        ops.head_token_log_probs(**operands, targets=keys)
+    with pytest.raises(RuntimeError, match=f"have no gradient and {name} requires grad"):
+        ops.head_sample_candidates(**operands, keys=keys, num_candidates=1)
+    with torch.no_grad():
+        assert ops.head_token_log_probs(**operands, targets=keys).isfinite().all()
 
 
 def test_bad_arguments():

@@ -68,6 +68,14 @@ def test_bad_numbers_and_arguments():
         ops.resample(good, keys[:2])
 
 
+def test_no_gradient():
+    log_weights = torch.zeros(2, 3, requires_grad=True)
+    _, ess, log_mean_weight = ops.resample(log_weights, torch.arange(2))
+    for output in (ess, log_mean_weight):
+        with pytest.raises(RuntimeError, match="resample has no gradient"):
+            output.sum().backward()
+
+
 def test_opcheck_and_compile():
     log_weights, keys = torch.randn(4, 3), torch.arange(4)
     torch.library.opcheck(torch.ops.edlm.resample.default, (log_weights, keys))

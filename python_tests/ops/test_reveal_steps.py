@@ -37,6 +37,8 @@ def test_bad_arguments():
     keys = torch.arange(2)
     with pytest.raises(RuntimeError, match=r"mask_probs must not increase .* got 0.7 at 2"):
         ops.reveal_steps(keys, 3, torch.tensor([1.0, 0.5, 0.7], dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"mask_probs must not increase .* got nan at 1"):
+        ops.reveal_steps(keys, 3, torch.tensor([1.0, torch.nan, 0.7], dtype=torch.float64))
     with pytest.raises(RuntimeError, match=r"mask_probs must be float64 with shape \[steps \+ 1\]"):
         ops.reveal_steps(keys, 3, torch.tensor([1.0, 0.5]))
     with pytest.raises(RuntimeError, match="length must not be negative, got -1"):

@@ -157,7 +157,7 @@ def test_impossible_and_huge_logits(device):
     assert torch.allclose(log_q[1].cpu(), torch.tensor(-math.log(2)))
 
 
-@pytest.mark.parametrize("temperature", [1e-36, 1e-6, 1e6, 1e37])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-6, 1e6, 1e30])
 def test_extreme_temperatures(temperature, device):
     """Cold takes the best token; hot takes any but one of -inf or the forbidden one."""
     logits = random_logits(1, 200, device=device).expand(4096, -1).clone()
@@ -171,6 +171,24 @@ def test_extreme_temperatures(temperature, device):
     else:
         assert tokens.unique().tolist() == allowed
         assert torch.allclose(log_q, torch.full_like(log_q, -math.log(99)), atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1e-31, 1e31, math.inf, math.nan, 0.0, -1.0])
+def test_temperatures_out_of_range(temperature, device):
+    """Beyond 1e36 a gap of two float32 logits could overflow and yet matter."""
+    logits, keys = torch.tensor([[3e38, -3e38]], device=device), keys_for(1, device)
+    with pytest.raises(RuntimeError, match=r"temperature must be in \[1e-30, 1e\+30\], got "):
+        ops.sample_candidates(logits, keys, 1, temperature=temperature)
+    with pytest.raises(RuntimeError, match=r"temperature must be in \[1e-30, 1e\+30\], got "):
+        ops.token_log_probs(logits, keys * 0, temperature=temperature)
+
+
+def test_the_largest_logits_at_the_highest_temperature(device):
+    logits = torch.tensor([[3e38, -3e38, 1e30]], device=device)
+    tokens, log_q = ops.sample_candidates(
+        logits, keys_for(1, device), 8, temperature=1e30, forbidden_id=1
+    )
+    assert (tokens == 0).all() and (log_q == 0).all()
 
 
 def test_far_apart_chunks(device):
@@ -197,6 +215,35 @@ def test_top_p_keeps_ties_and_the_first_token(device):
     assert set(tokens[0].tolist()) == {1, 2}
     assert torch.allclose(log_q[0].cpu(), torch.tensor(-math.log(2)))
     assert set(tokens[1].tolist()) == {0} and (log_q[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1.0, 1e4, 1e20, 1e30])
+@pytest.mark.parametrize("vocab", [7, 5003])
+def test_a_tiny_nucleus_is_the_best_token_at_any_temperature(vocab, temperature, dtype, device):
+    """Even where the weights of many logits round to one float."""
+    logits, keys = random_logits(8, vocab, dtype), keys_for(8)
+    logits[0] = 0.0
+    logits[0, -1] = 1e-4  # nearly the whole row lies within rounding of the best
+    options = {"top_p": 1e-12, "temperature": temperature}
+    tokens, log_q = ops.sample_candidates(logits.to(device), keys.to(device), 3, **options)
+    best = logits.max(dim=1, keepdim=True).values
+    assert (logits.gather(1, tokens.cpu()) == best).all()
+    ties = (logits == best).sum(1, keepdim=True)
+    assert torch.allclose(log_q.cpu(), -ties.float().log(), atol=1e-6)
+    want, _ = reference.sample_candidates(logits, keys, 3, **options)
+    assert torch.equal(tokens.cpu(), want)
+
+
+@pytest.mark.parametrize("temperature", [1e12, 1e30])
+def test_a_hot_nucleus_is_cut_by_logits(temperature, device):
+    """Where all weights are 1 as floats, half of the mass is the better half of the tokens."""
+    logits = torch.randperm(4000, generator=torch.Generator().manual_seed(2))[None].float()
+    tokens, log_q = ops.sample_candidates(
+        logits.to(device), keys_for(1, device), 20_000, top_p=0.5, temperature=temperature
+    )
+    kept = logits[0][tokens[0].cpu().unique()]
+    assert abs(kept.min() - 2000) <= 12 and abs(log_q.cpu() + math.log(2000)).max() < 1e-3
 
 
 def test_top_p_matches_reference(device):
@@ -255,10 +302,30 @@ def test_bad_arguments():
         sample(logits, keys, 0)
     with pytest.raises(RuntimeError, match=r"forbidden_id must be -1 or in \[0, 5\), got 5"):
         sample(logits, keys, 1, forbidden_id=5)
-    with pytest.raises(RuntimeError, match="temperature must be positive and finite, got 0"):
+    with pytest.raises(RuntimeError, match=r"temperature must be in \[1e-30, 1e\+30\], got 0"):
         sample(logits, keys, 1, temperature=0.0)
     with pytest.raises(RuntimeError, match=r"top_p must be in \(0, 1\], got 0"):
         sample(logits, keys, 1, top_p=0.0)
+
+
+def test_no_gradient():
+    logits = random_logits(3, 5).requires_grad_()
+    tokens, log_q = ops.sample_candidates(logits, keys_for(3), 2)
+    assert not tokens.requires_grad
+    with pytest.raises(RuntimeError, match="sample_candidates has no gradient: use token_log_p"):
+        log_q.sum().backward()
+    with torch.no_grad():
+        assert not ops.sample_candidates(logits, keys_for(3), 2)[1].requires_grad
+
+
+def test_out_of_memory_names_the_op_and_the_size():
+    logits, keys = torch.zeros(1, 4).expand(4_000_000, 4), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(
+        RuntimeError,
+        match=r"sample_candidates: tokens int64 \[4000000, 1000000000\] could not be allocated: "
+        "32000000000000000 bytes",
+    ):
+        ops.sample_candidates(logits, keys.expand(4_000_000), 10**9)
 
 
 @pytest.mark.large

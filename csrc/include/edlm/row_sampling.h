@@ -20,6 +20,11 @@
 
 namespace edlm {
 
+// Temperatures outside are refused. Inside, a float holds 1 / T with the margins that the
+// exponential needs, and where the difference of two logits overflows, the smaller weighs nothing.
+inline constexpr double kMinTemperature = 1e-30;
+inline constexpr double kMaxTemperature = 1e30;
+
 inline constexpr int64_t kGroup = 16;
 inline constexpr int64_t kCell = 128;
 inline constexpr int64_t kChunk = 2048;

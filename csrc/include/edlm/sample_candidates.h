@@ -17,7 +17,7 @@ struct SampleCandidatesArgs {
   const int64_t* keys;     // [rows]; candidate j of a row uses words (key, j), whatever K is
   int64_t num_candidates;  // K >= 1
   int64_t forbidden_id;    // never drawn and not part of the normalisation; -1 for none
-  float temperature;       // > 0
+  float temperature;       // in [kMinTemperature, kMaxTemperature] (row_sampling.h)
   float top_p;             // in (0, 1]; below 1 the row may be read more than once
   int64_t* tokens;         // [rows, K], written
   float* log_q;            // [rows, K], written, <= 0

@@ -14,7 +14,7 @@ struct TokenLogProbsArgs {
   int64_t rows, vocab, row_stride;
   const int64_t* targets;  // [rows], in [0, vocab)
   int64_t forbidden_id;    // not part of the normalisation, itself scored -inf; -1 for none
-  float temperature;       // > 0
+  float temperature;       // in [kMinTemperature, kMaxTemperature] (row_sampling.h)
   float* log_probs;        // [rows], written, <= 0
 };
 
