@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edlm_engine.version import __version__
+
 if TYPE_CHECKING:
     from edlm_engine import drop_in, likelihood, metrics, ops, reference
     from edlm_engine.energies.protocol import Energy
@@ -12,8 +14,6 @@ if TYPE_CHECKING:
     from edlm_engine.sampling.config import GenerationConfig
     from edlm_engine.sampling.run import Generation
     from edlm_engine.sampling.schedule import LogLinearSchedule
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ARResidualEnergy",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from edlm_engine.checkpoints.bundle import load_for_sampling
 from edlm_engine.energies.protocol import Energy
 from edlm_engine.energies.residual import ARResidualEnergy
 from edlm_engine.execution import graphs
+from edlm_engine.execution.devices import require_device
 from edlm_engine.execution.graphs import ModelGraphs
 from edlm_engine.execution.threads import one_thread
 from edlm_engine.models.denoiser import Denoiser, device_of
@@ -38,8 +39,9 @@ class Engine:
         `edlm_engine.execution.graphs`); the graphs stay with the engine, and generations of several
         threads take turns. Nothing changes on other devices.
 
-    Raises ValueError if the mask is outside the denoiser's vocabulary, or if the denoiser can draw
-    tokens that the energy's model does not know.
+    Raises TypeError for a denoiser without what the protocol asks, and ValueError if its vocabulary
+    lacks the mask or holds nothing else, or if the energy's vocabulary is neither the denoiser's
+    nor that without a mask in its last row.
     """
 
     def __init__(
@@ -57,16 +59,7 @@ class Engine:
         self.schedule = schedule or LogLinearSchedule()
         self.cuda_graphs = cuda_graphs
         self._graphs: ModelGraphs | None = None
-        vocab_size, mask_id = denoiser.vocab_size, denoiser.mask_id
-        if not 0 <= mask_id < vocab_size:
-            raise ValueError(f"mask_id must be in [0, {vocab_size}), got {mask_id}")
-        known = getattr(energy, "vocab_size", vocab_size)
-        largest = vocab_size - (2 if mask_id == vocab_size - 1 else 1)
-        if largest >= known:
-            raise ValueError(
-                f"energy must know every token of the denoiser, 0 to {largest}, "
-                f"got a vocabulary of {known}"
-            )
+        _check_models(denoiser, energy)
 
     @classmethod
     def from_pretrained(
@@ -110,6 +103,7 @@ class Engine:
             raise ValueError(
                 'energy must be "ar", "coar", the folder of an AR model or None, got "nce"'
             )
+        device = require_device(device)
         bundle = load_for_sampling(path, energy=energy, base=base, device=device, dtype=dtype)
         denoiser: Any = bundle.denoiser
         ar = bundle.ar
@@ -164,10 +158,15 @@ class Engine:
         needs_grad = any(getattr(x, "needs_grad", False) for x in (self.denoiser, self.energy))
         threads = one_thread() if config.batch_invariant else nullcontext()
         with graphs.using(self._model_graphs()):
-            mode = torch.inference_mode(not needs_grad)
-            with mode, torch.no_grad(), ops.one_head_workspace(), threads:
+            with (
+                torch.inference_mode(not needs_grad),
+                torch.no_grad(),
+                ops.one_head_workspace(),
+                threads,
+                closing(_track(plan, progress)) as iterations,  # an error ends its bar first
+            ):
                 run = Run(self.denoiser, self.energy, config, plan, xt, seeds)
-                for iteration in _track(plan, progress):
+                for iteration in iterations:
                     for step in plan.steps(iteration, one_by_one=config.batch_invariant):
                         run.advance(step)
                     if callback:
@@ -212,7 +211,32 @@ class Engine:
         return check_canvas(canvas, batch_size, length, vocab_size)
 
 
-def _track(plan: RevealPlan, progress: bool) -> Iterator[int]:
+def _check_models(denoiser: Denoiser, energy: object) -> None:
+    missing = [name for name in ("mask_id", "vocab_size", "length") if not hasattr(denoiser, name)]
+    if not (
+        hasattr(denoiser, "logits") or (hasattr(denoiser, "hidden") and hasattr(denoiser, "head"))
+    ):
+        missing.append("logits")
+    if missing:
+        raise TypeError(
+            f"denoiser must have {', '.join(missing)}, got {type(denoiser).__name__}: wrap a "
+            "function or module by CallableDenoiser(fn, mask_id=, vocab_size=, length=)"
+        )
+    vocab_size, mask_id = denoiser.vocab_size, denoiser.mask_id
+    if not vocab_size >= 2:
+        raise ValueError(f"vocab_size must be >= 2, the mask and a token to draw, got {vocab_size}")
+    if not 0 <= mask_id < vocab_size:
+        raise ValueError(f"mask_id must be in [0, {vocab_size}), got {mask_id}")
+    fitting = (vocab_size, vocab_size - 1) if mask_id == vocab_size - 1 else (vocab_size,)
+    known = getattr(energy, "vocab_size", vocab_size)
+    if known not in fitting:
+        raise ValueError(
+            f"energy must have the denoiser's vocabulary of {' or '.join(map(str, fitting))} "
+            f"tokens, got one of {known}"
+        )
+
+
+def _track(plan: RevealPlan, progress: bool) -> Generator[int, None, None]:
     """The iterations of a plan, with a progress bar if wanted."""
     if not progress:
         yield from range(plan.iterations)

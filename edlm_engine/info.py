@@ -8,8 +8,13 @@ import platform
 
 import torch
 
-from edlm_engine import _C
+from edlm_engine import (
+    _C,
+    ops,  # noqa: F401 registers what `backends` looks for
+)
 from edlm_engine.checkpoints.files import BUNDLED
+from edlm_engine.execution.devices import why_no_cuda
+from edlm_engine.version import __version__
 
 OPS = ("stream_keys", "sample_candidates", "token_log_probs", "resample", "reveal_steps")
 HEAD_OPS = ("head_sample_candidates", "head_token_log_probs")
@@ -20,7 +25,7 @@ def collect() -> dict:
     """Everything `edlm info` prints, ready for JSON."""
     build = _C.build_info()
     return {
-        "edlm_engine": importlib.metadata.version("edlm_engine"),
+        "edlm_engine": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -53,14 +58,10 @@ def backends(op: str) -> str:
 def cuda_state() -> str:
     """Whether CUDA tensors can be used, and if not why."""
     compiled = "cuda" in backends(OPS[0])
-    if torch.version.cuda is None:
-        reason = "this torch is built without CUDA"
-    elif not torch.cuda.is_available():
-        reason = "torch sees no CUDA device"
-    elif not compiled:
-        reason = "the engine was built without CUDA kernels (EDLM_CUDA=ON builds them)"
-    else:
+    reason = why_no_cuda()
+    if reason is None and compiled:
         return f"yes: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    reason = reason or "the engine was built without CUDA kernels (EDLM_CUDA=ON builds them)"
     return f"no: {reason}; CUDA kernels {'are' if compiled else 'are not'} compiled in"
 
 

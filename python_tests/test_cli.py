@@ -1,11 +1,19 @@
 """The command line, called as a user calls it but in this process."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import edlm_engine
 from edlm_engine import Engine, GenerationConfig, cli
+from edlm_engine.options import command_line
+from edlm_engine.sampling.run import Run
 
 QUICK = ["--steps", "3", "--candidates", "2", "--length", "12"]
 
@@ -14,6 +22,35 @@ def run(capsys, *arguments):
     status = cli.main(list(arguments))
     captured = capsys.readouterr()
     return status, captured.out, captured.err
+
+
+def start(*arguments, **options):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "edlm_engine.cli", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **pipes, **options)
+
+
+ROOT = Path(edlm_engine.__file__).parents[1]
+
+
+def test_version():
+    assert start("--version").communicate()[0] == f"edlm {edlm_engine.__version__}\n"
+
+
+def parsers(parser, name="edlm"):
+    """A parser and those of its commands, by name."""
+    yield name, parser
+    for action in parser._subparsers._group_actions if parser._subparsers else ():
+        for command, below in action.choices.items():
+            yield from parsers(below, f"{name} {command}")
+
+
+def test_every_option_has_a_help_text():
+    for name, parser in parsers(command_line()):
+        for action in parser._actions:
+            if action.option_strings or not action.choices:  # else commands, which have their own
+                assert action.help and action.help[0] != "(", f"{name} {action.dest}"
 
 
 def test_generate_prints_what_the_library_gives(capsys):
@@ -60,6 +97,96 @@ def test_bad_input_is_one_line_and_status_2(capsys, arguments, message):
     assert message in err and "Traceback" not in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("generate", ["--num", "0"], "--num must be >= 1, got 0"),
+        ("generate", ["--steps", "-1"], "steps must be >= 1"),
+        ("generate", ["--top-p", "2"], "top_p must be in (0, 1], got 2.0"),
+        ("generate", ["--threads", "0"], "--threads must be >= 1, got 0"),
+        ("evaluate", ["--num", "1"], "--num must be >= 2, got 1"),
+        ("evaluate", ["--batch-size", "0"], "--batch-size must be >= 1, got 0"),
+        ("evaluate", ["--temperature", "0"], "temperature must be finite and > 0"),
+    ],
+)
+def test_bad_numbers_are_found_before_a_model_loads(
+    capsys, monkeypatch, command, arguments, message
+):
+    monkeypatch.setattr(Engine, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    status, _, err = run(capsys, command, *arguments)
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the device is there")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu"])
+def test_a_missing_device_is_one_line(capsys, device):
+    status, _, err = run(capsys, "generate", *QUICK, "--device", device)
+    assert status == 2 and "device must be" in err and f"got {device}" in err
+    assert err.count("\n") == 1
+
+
+def test_threads(capsys, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(
+        Run, "advance", lambda *_: seen.append(torch.get_num_threads()) or sys.exit()
+    )
+    try:
+        with pytest.raises(SystemExit):
+            run(capsys, "generate", *QUICK, "--threads", "3")
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3]
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_an_interrupt_is_one_line_below_the_bar(capsys, monkeypatch, command):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "advance", interrupt)
+    status, out, err = run(capsys, command, *QUICK, "--progress")
+    assert status == 130 and out == ""
+    assert err.endswith(f"\nedlm {command}: interrupted\n") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_training_says_how_to_go_on(tmp_path, begun):
+    data, out = tmp_path / "text.txt", tmp_path / "run"
+    data.write_text("The old house stood on the hill. " * 3000)
+    sizes = ["--vocab-size", 300, "--length", 8, "--hidden-dim", 8, "--blocks", 1, "--heads", 1]
+    process = start(
+        *("train", "ar", "--data", data, "--out", out, *sizes, "--steps", 10**7, "--threads", 1)
+    )
+    sign = out / "log.jsonl" if begun else Path(f"/proc/{process.pid}/task")
+    deadline = time.monotonic() + 120
+    while not sign.exists() or (not begun and len(list(sign.iterdir())) < 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in err
+    if begun:
+        assert "stopped; --resume continues at step" in printed
+        assert list((out / "checkpoint").glob("step-*"))
+    else:
+        assert err == "edlm train: interrupted before any checkpoint\n" and printed == ""
+
+
+def test_a_broken_pipe_is_silent():
+    process = start("info")
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 141
+
+
+def test_what_is_not_installed_is_one_line(capsys, monkeypatch, tmp_path):
+    (tmp_path / "text.txt").write_text("The old house. " * 300)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    options = ["--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--vocab-size", "300"]
+    status, _, err = run(capsys, "train", "ar", *map(str, options))
+    assert status == 2 and err.count("\n") == 1
+    assert "training needs: pip install 'edlm_engine[training]'" in err
+
+
 def test_evaluate(capsys):
     status, out, _ = run(
         capsys, "evaluate", *QUICK, "--num", "3", "--batch-size", "2", "--seed", "1", "--json"
@@ -74,25 +201,36 @@ def test_evaluate(capsys):
     assert run(capsys, "evaluate", *QUICK, "--energy", "none")[0] == 2
 
 
-def test_train_and_use(capsys, tmp_path):
+def test_train_bundle_and_use(capsys, tmp_path):
     text = tmp_path / "book.txt"
     text.write_text("One fine day a cat sat on a mat, and the mat did not mind. " * 60)
     sizes = "--vocab-size 270 --length 8 --hidden-dim 16 --blocks 1 --heads 2 --cond-dim 4"
     options = [*sizes.split(), "--batch-size", "4", "--steps", "2", "--precision", "fp32"]
     options += ["--data", str(text), "--no-compile"]
-    out = tmp_path / "bundle"
-    assert run(capsys, "train", "denoiser", *options, "--out", str(out / "denoiser"))[0] == 0
-    tokenizer = str(out / "denoiser" / "tokenizer.json")
-    status, printed, _ = run(
-        capsys, "train", "ar", *options, "--out", str(out / "ar"), "--tokenizer", tokenizer
-    )
+    den, ar, out = (str(tmp_path / name) for name in ("den", "ar", "bundle"))
+    assert run(capsys, "train", "denoiser", *options, "--out", den)[0] == 0
+    tokenizer = f"{den}/tokenizer.json"
+    status, printed, _ = run(capsys, "train", "ar", *options, "--out", ar, "--tokenizer", tokenizer)
     assert status == 0 and "finished at step 2" in printed
-    status, _, err = run(capsys, "train", "ar", *options, "--out", str(out / "ar"))
+    status, _, err = run(capsys, "train", "ar", *options, "--out", ar)
     assert status == 2 and "already holds a run" in err
-    status, printed, _ = run(
-        capsys, "generate", "--model", str(out), "--energy", "ar", "--steps", "2", "--json"
-    )
+
+    generate = ["generate", "--steps", "2", "--json", "--model"]
+    status, _, err = run(capsys, *generate, den, "--energy", "ar")
+    assert status == 2 and "the AR model beside the denoiser" in err and "./ar" in err
+    status, printed, _ = run(capsys, *generate, den, "--energy", ar)
     assert status == 0 and len(json.loads(printed)["tokens"]) == 8
+
+    status, printed, _ = run(capsys, "bundle", den, ar, out)
+    assert status == 0 and printed.endswith(f"edlm generate --model {out} --energy ar\n")
+    assert (
+        run(capsys, *generate, out, "--energy", "ar")[1]
+        == run(capsys, *generate, out, "--energy", f"{out}/ar")[1]
+    )
+    status, _, err = run(capsys, "bundle", den, ar, out, "--data", str(text))
+    assert status == 2 and "held no text out" in err
+    status, _, err = run(capsys, "bundle", den, str(tmp_path / "no"), out)
+    assert status == 2 and f"no training run at {tmp_path / 'no'}" in err
 
 
 def test_info(capsys):
@@ -116,5 +254,25 @@ def test_bench_writes_a_report(capsys, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the device is there")
 def test_bench_on_a_missing_device(capsys, tmp_path):
     status, _, err = run(capsys, "bench", "--device", "cuda", "--report", str(tmp_path / "no"))
-    assert status == 2 and "--device must be one that torch sees, got cuda" in err
+    assert status == 2 and "device must be one that torch sees, got cuda" in err
     assert not (tmp_path / "no").exists()
+
+
+def test_bench_without_a_match(capfd, tmp_path):
+    status = cli.main(["bench", "-k", "no_such_suite", "--report", str(tmp_path)])
+    err = capfd.readouterr().err
+    assert status == 2 and "no benchmark matches -k 'no_such_suite'" in err
+
+
+def test_info_without_installed_metadata():
+    """From a checkout that was built but not installed."""
+    code = (
+        "import importlib.metadata as m, sys; find = m.version\n"
+        "def version(name):\n"
+        "    if name == 'edlm_engine': raise m.PackageNotFoundError(name)\n"
+        "    return find(name)\n"
+        "m.version = version\n"
+        "from edlm_engine import cli; sys.exit(cli.main(['info', '--json']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and json.loads(run.stdout)["edlm_engine"] == edlm_engine.__version__

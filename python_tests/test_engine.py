@@ -758,17 +758,43 @@ def test_a_mask_outside_the_vocabulary():
         Engine(denoiser)
 
 
-def test_an_energy_that_does_not_know_the_tokens(tiny):
-    denoiser = table_denoiser(tiny)
-    with pytest.raises(
-        ValueError, match=r"every token of the denoiser, 0 to 3, got a vocab.* of 3"
-    ):
-        Engine(denoiser, ARResidualEnergy(TableAR(3, LENGTH)))
-    mask_last = TinyDenoiser(vocab=4, length=2, mask_id=3)
-    assert Engine(table_denoiser(mask_last), ARResidualEnergy(TableAR(3, 2))).generate(2).nfe.sum()
-    short = Engine(denoiser, ARResidualEnergy(TableAR(VOCAB, LENGTH - 1)))
+@pytest.mark.parametrize(
+    ("mask_id", "known", "fits"),
+    [
+        *((1, 4, True), (1, 3, False), (1, 5, False)),
+        *((3, 4, True), (3, 3, True), (3, 2, False), (3, 5, False)),
+    ],
+)
+def test_an_energy_has_the_vocabulary_of_the_denoiser(mask_id, known, fits):
+    """With the mask in the last row, also that without it."""
+    denoiser = table_denoiser(TinyDenoiser(vocab=4, length=2, mask_id=mask_id))
+    energy = ARResidualEnergy(TableAR(known, 2))
+    if fits:
+        assert Engine(denoiser, energy).generate(2).nfe.sum()
+        return
+    with pytest.raises(ValueError, match=f"the denoiser's vocabulary of 4 .*got one of {known}"):
+        Engine(denoiser, energy)
+
+
+def test_an_energy_of_shorter_texts(tiny):
+    short = Engine(table_denoiser(tiny), ARResidualEnergy(TableAR(VOCAB, LENGTH - 1)))
     with pytest.raises(ValueError, match="length must be <= 4"):
         short.generate(1)
+
+
+def test_a_vocabulary_of_nothing_but_the_mask():
+    denoiser = CallableDenoiser(lambda xt, sigma: xt, mask_id=0, vocab_size=1, length=2)
+    with pytest.raises(ValueError, match=r"vocab_size must be >= 2, .* got 1"):
+        Engine(denoiser)
+
+
+def test_a_module_without_the_protocol_is_no_denoiser():
+    with pytest.raises(TypeError, match=r"must have mask_id, .*, got Linear: .*CallableDenoiser\("):
+        Engine(torch.nn.Linear(2, 2))
+    module = torch.nn.Linear(2, 2)
+    module.mask_id, module.vocab_size, module.length = 1, 2, 2
+    with pytest.raises(TypeError, match="must have logits, got Linear"):
+        Engine(module)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

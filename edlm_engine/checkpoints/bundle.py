@@ -11,7 +11,7 @@ import torch
 from edlm_engine.checkpoints.adapted import is_adapted, load_adapted
 from edlm_engine.checkpoints.files import ASSETS, BUNDLED, CONFIG, TOKENIZER, read_json
 from edlm_engine.checkpoints.native import Model, load_model
-from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.checkpoints.tokenizer import Tokenizer, require_same_tokens
 from edlm_engine.execution.dtype import fast_dtype
 from edlm_engine.models import AutoregressiveTransformer, CausalLMScorer, DiT
 from edlm_engine.models.bidirectional import BidirectionalCausalLM
@@ -79,8 +79,10 @@ def load_bundle(
 
     `path` is a folder with denoiser/ and perhaps ar/ and tokenizer.json, or one that is itself a
     denoiser with perhaps a tokenizer.json; None is the bundled model. `energy` is "ar" or "coar"
-    for the AR model beside the denoiser, the folder of another one, or None; "default" is "ar" for
-    the bundled model and None elsewhere. Raises as `load_model` does.
+    for the AR model beside the denoiser, the folder of another one ("./ar" for one of that name in
+    the working directory), or None; "default" is "ar" for the bundled model and None elsewhere.
+    Raises as `load_model` does, and ValueError for a tokenizer of another size than the denoiser
+    has, or whose tokens are not those of the energy's own tokenizer.json.
     """
     root = BUNDLED if path is None else Path(path)
     places = [folder for folder in (root / "denoiser", root) if (folder / CONFIG).is_file()]
@@ -90,14 +92,40 @@ def load_bundle(
         )
     if energy == "default":
         energy = "ar" if path is None else None
-    beside = energy in ("ar", "coar")
-    scorer = root / "ar" if beside else energy
-    tokenizer = root / TOKENIZER
-    return Bundle(
-        denoiser=load_denoiser(places[0], device=device, dtype=dtype),
-        ar=None if scorer is None else load_ar(scorer, device=device, dtype=dtype),
-        tokenizer=Tokenizer.from_file(tokenizer) if tokenizer.is_file() else None,
-    )
+    scorer = None if energy is None else _scorer_folder(root, energy)
+    denoiser = load_denoiser(places[0], device=device, dtype=dtype)
+    tokenizer = _tokenizer(root / TOKENIZER, denoiser)
+    if tokenizer is not None and scorer is not None:
+        require_same_tokens(root / TOKENIZER, scorer / TOKENIZER, denoiser.mask_id)
+    ar = None if scorer is None else load_ar(scorer, device=device, dtype=dtype)
+    return Bundle(denoiser, ar, tokenizer)
+
+
+def _scorer_folder(root: Path, energy: str | Path) -> Path:
+    if energy not in ("ar", "coar"):
+        return Path(energy)
+    if not (root / "ar").is_dir():
+        raise FileNotFoundError(
+            f'no model at {root / "ar"}, where energy="{energy}" means the AR model beside the '
+            'denoiser: give the folder of one ("./ar" for one of that name here), '
+            "or put both together by `edlm bundle`"
+        )
+    return root / "ar"
+
+
+def _tokenizer(path: Path, denoiser: DiT) -> Tokenizer | None:
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise ValueError(f"{path} must be a file, it is a folder")
+    tokenizer = Tokenizer.from_file(path)
+    vocab_size, mask_last = denoiser.vocab_size, denoiser.mask_id == denoiser.vocab_size - 1
+    if tokenizer.vocab_size not in (vocab_size, vocab_size - mask_last):
+        raise ValueError(
+            f"{path} must hold the denoiser's {vocab_size} tokens, with the mask or without, "
+            f"it holds {tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
 def load_for_sampling(
@@ -153,6 +181,7 @@ def _adapted(
     )
     ar: Scorer | None = pair.ar
     if energy is not None and not own:
+        require_same_tokens(folder / TOKENIZER, Path(energy) / TOKENIZER, pair.denoiser.mask_id)
         ar = load_ar(energy, device=device, dtype=torch.float32)
         _cast(ar, device, dtype)
     return Bundle(pair.denoiser, ar, pair.tokenizer)

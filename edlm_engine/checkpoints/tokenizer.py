@@ -69,11 +69,7 @@ class Tokenizer:
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
-            try:
-                bpe = BPETokenizer.from_file(str(file))
-            except Exception as error:  # the library raises plain Exception
-                raise ValueError(f"{file} is not a tokenizer file: {error}") from error
-            return cls(bpe, bos_id)
+            return cls(_read(file), bos_id)
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
             return cls.from_gpt2(path / "vocab.json", path / "merges.txt")
         raise FileNotFoundError(
@@ -104,6 +100,33 @@ class Tokenizer:
         )
         bpe.train_from_iterator(texts, trainer)
         return cls(bpe)
+
+
+def require_same_tokens(path: Path, other: Path, mask_id: int) -> None:
+    """Raise ValueError unless tokens of the first file mean the same in the second, if both exist.
+
+    The mask may be missing there, and more tokens may follow.
+    """
+    if not (path.is_file() and other.is_file()):
+        return
+    tokens, others = _read(path).get_vocab(), _read(other).get_vocab()
+    differ = sorted(
+        (i, token) for token, i in tokens.items() if i != mask_id and others.get(token) != i
+    )
+    if differ:
+        i, token = differ[0]
+        got = f"token {others[token]}" if token in others else "absent"
+        raise ValueError(
+            f"{path} and {other} must be of one tokenizer, {len(differ)} tokens differ: "
+            f"{token!r} is token {i} in the first, {got} in the second"
+        )
+
+
+def _read(file: Path) -> BPETokenizer:
+    try:
+        return BPETokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{file} is not a tokenizer file: {error}") from error
 
 
 def _byte_level(model: models.BPE) -> BPETokenizer:

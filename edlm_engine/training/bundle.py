@@ -1,11 +1,7 @@
-"""Put a trained denoiser and AR model together as one folder that `load_bundle` reads.
-
-python -m edlm_engine.training.bundle DENOISER_RUN AR_RUN OUT --data FOLDER
-"""
+"""Put a trained denoiser and AR model together as one folder that `load_bundle` reads."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from collections.abc import Iterable
@@ -30,22 +26,30 @@ from edlm_engine.training.trainer import RECIPE
 
 
 def bundle(
-    denoiser_run: str | Path, ar_run: str | Path, out: str | Path, data: Iterable[str | Path]
+    denoiser_run: str | Path, ar_run: str | Path, out: str | Path, data: Iterable[str | Path] = ()
 ) -> dict[str, Any]:
     """Write tokenizer.json, recipe.json, denoiser/ and ar/, in bfloat16; return the recipe.
 
-    The held-out losses in the recipe are those of the rounded weights, measured here in float32 on
-    the held-out files of the runs, found in `data`. Raises ValueError if the tokenizers differ.
+    With `data`, files or folders that hold the runs' held-out files, the held-out losses in the
+    recipe are those of the rounded weights, measured here in float32; without, they stay those of
+    the runs. Raises FileNotFoundError for a folder without a run, and ValueError if the tokenizers
+    differ or if there is `data` and nothing was held out.
     """
     runs = {"denoiser": Path(denoiser_run), "ar": Path(ar_run)}
     out = Path(out)
+    data = list(data)
+    for run in runs.values():
+        if not (run / RECIPE).is_file():
+            raise FileNotFoundError(f"no training run at {run}: looked for {run / RECIPE}")
     texts = {name: (run / TOKENIZER).read_bytes() for name, run in runs.items()}
     if texts["denoiser"] != texts["ar"]:
         raise ValueError(f"runs must share one tokenizer, those of {denoiser_run}, {ar_run} differ")
     recipe = {}
     for name, run in runs.items():
         save_model(load_model(run), out / name, dtype=torch.bfloat16)
-        recipe[name] = read_json(run / RECIPE) | {"held_out": measure(out / name, run, data)}
+        recipe[name] = read_json(run / RECIPE)
+        if data:
+            recipe[name]["held_out"] = measure(out / name, run, data)
         shutil.copyfile(run / PLOT, out / f"{name}_loss.png")
     temporary = out / f"{TOKENIZER}.tmp"
     temporary.write_bytes(texts["ar"])
@@ -58,6 +62,8 @@ def measure(weights: Path, run: Path, data: Iterable[str | Path]) -> dict[str, A
     """Held-out loss of saved weights, on the windows a training run ends with."""
     recipe = read_json(run / RECIPE)
     kind, settings = recipe["kind"], recipe["config"]
+    if not settings["held_out"]:
+        raise ValueError(f"{run} held no text out to measure on: bundle it without data")
     _, files = split_held_out(text_files(data), settings["held_out"])
     texts = [read_text(file, settings["unwrap"]) for file in files]
     stream = token_stream(texts, Tokenizer.from_file(run / TOKENIZER))
@@ -71,18 +77,3 @@ def measure(weights: Path, run: Path, data: Iterable[str | Path]) -> dict[str, A
         "draws_per_window": 1 if kind == "ar" else FINAL_DRAWS,
         "seed": 0,
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("denoiser_run")
-    parser.add_argument("ar_run")
-    parser.add_argument("out")
-    parser.add_argument("--data", nargs="+", required=True)
-    args = parser.parse_args()
-    for name, recipe in bundle(args.denoiser_run, args.ar_run, args.out, args.data).items():
-        print(f"{name}: {recipe['held_out']['nats_per_token']} nats per token held out")
-
-
-if __name__ == "__main__":
-    main()

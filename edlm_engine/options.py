@@ -1,0 +1,190 @@
+"""The options of the command line. Nothing here imports torch: `edlm --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from edlm_engine.training.config import AdaptConfig, RunConfig, TrainConfig
+from edlm_engine.version import __version__
+
+TRAINED = {
+    "denoiser": "a masked denoiser of our own, from nothing",
+    "ar": "a left-to-right model of our own, from nothing",
+    "adapt": "a pretrained causal language model, to a masked denoiser",
+}
+
+# What the fields of the configurations of training mean, in a line each.
+HELP = {
+    "data": "text files, or folders of *.txt files",
+    "out": "folder of the run; its model is ready for --model or --energy",
+    "held_out": "patterns of file names to measure the loss on, not to train on",
+    "unwrap": "join the wrapped lines of plain-text books, a paragraph a line",
+    "tokenizer": "use this tokenizer.json instead of training one",
+    "vocab_size": "tokens of the tokenizer to train",
+    "length": "tokens per window, the longest text of the model",
+    "hidden_dim": "width of the model, a multiple of 2 * heads",
+    "blocks": "transformer blocks",
+    "heads": "attention heads",
+    "cond_dim": "width of the denoiser's time input",
+    "dropout": "share of activations dropped in training",
+    "batch_size": "windows per step",
+    "steps": "optimiser steps in all",
+    "lr": "largest learning rate; adapt: by default 2e-3, or 3e-4 for full weights",
+    "warmup": "steps until the learning rate is reached",
+    "weight_decay": "decay of the weights, times the learning rate",
+    "optimizer": "adamw, or muon for the matrices inside the blocks",
+    "seed": "of weights, windows and noise",
+    "ema": "decay per step of the averaged weights, which are the ones saved",
+    "eval_every": "steps between two held-out losses",
+    "eval_windows": "windows of such a loss",
+    "final_windows": "windows of the last held-out loss",
+    "checkpoint_every": "steps between two checkpoints",
+    "resume": "continue the run in --out from its last checkpoint",
+    "threads": "CPU threads (default: torch's); 1 beside other busy processes",
+    "precision": "bf16 or fp32, of the products",
+    "compile": "pass the model through torch.compile",
+    "cooldown": "share of the steps, at the end, in which the learning rate falls to 0",
+    "base": "the model to adapt: smollm2, a folder of transformers, or a GGUF file",
+    "weights": "low-rank trains a small change of the base, full all of it",
+    "rank": "of the low-rank change",
+    "alpha": "scale of the low-rank change, times the rank",
+    "mask": "the token that stands for the mask (default: one is added)",
+    "bos": "the token put in front (default: the base's own)",
+    "anneal": "steps in which later positions come into sight",
+    "self_samples": "train on so many documents drawn from the base, not on text",
+    "start": "folder of an adapted run to begin with",
+}
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The parser; `command` of what it gives is the name of the command."""
+    parser = argparse.ArgumentParser(
+        prog="edlm", description="Exact, fast sampling for energy-based diffusion language models."
+    )
+    parser.add_argument("--version", action="version", version=f"edlm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    generate = commands.add_parser("generate", help="print generated text")
+    _add_engine_options(generate)
+    _add_sampling_options(generate)
+    generate.add_argument("--num", type=int, default=1, help="sequences (default 1)")
+    generate.add_argument("--prompt", help="text at the start, kept as it is")
+    generate.add_argument("--suffix", help="text at the end, kept as it is")
+    generate.add_argument("--json", action="store_true", help="one JSON object per sequence")
+    generate.add_argument("--progress", action="store_true", help="show a progress bar")
+
+    train = commands.add_parser("train", help="train a model on text files")
+    kinds = train.add_subparsers(dest="kind", required=True)
+    for kind, about in TRAINED.items():
+        _add_train_options(kinds.add_parser(kind, help=about), train_config(kind))
+
+    bundle = commands.add_parser(
+        "bundle", help="put a trained denoiser and AR model together as one folder"
+    )
+    bundle.add_argument("denoiser", type=Path, help="folder of the denoiser's run")
+    bundle.add_argument("ar", type=Path, help="folder of the AR model's run")
+    bundle.add_argument("out", type=Path, help="folder to write, ready for --model")
+    bundle.add_argument(
+        "--data",
+        nargs="+",
+        default=(),
+        help="files or folders with the held-out texts, to measure the rounded weights on",
+    )
+
+    evaluate = commands.add_parser(
+        "evaluate", help="log p_AR of generated text with the energy and without it"
+    )
+    _add_engine_options(evaluate)
+    _add_sampling_options(evaluate)
+    evaluate.add_argument("--num", type=int, default=64, help="sequences of each (default 64)")
+    evaluate.add_argument("--batch-size", type=int, default=16, help="at a time (default 16)")
+    evaluate.add_argument(
+        "--judge",
+        help="a causal language model of another vocabulary that reads the texts: smollm2, a "
+        "folder of transformers or a GGUF file",
+    )
+    evaluate.add_argument("--json", action="store_true", help="one JSON object")
+    evaluate.add_argument("--progress", action="store_true", help="show progress bars")
+
+    demo = commands.add_parser("demo", help="see it work: a free text, and one with gaps filled in")
+    demo.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
+    demo.add_argument("--threads", type=int, help=HELP["threads"])
+
+    bench = commands.add_parser("bench", help="latency report, from a checkout of the project")
+    bench.add_argument(
+        "--report",
+        type=Path,
+        default=Path("bench/results/latest"),
+        metavar="DIR",
+        help="where the page goes (default bench/results/latest)",
+    )
+    bench.add_argument("-k", dest="expression", help="pytest's -k: only some of the suites")
+    bench.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+
+    info = commands.add_parser("info", help="versions, processor, backends, bundled model")
+    info.add_argument("--json", action="store_true", help="one JSON object")
+    return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="folder of a denoiser (default: the bundled model)")
+    parser.add_argument(
+        "--energy",
+        default="default",
+        help='"ar", "coar", "none" or the folder of an AR model (default: ar for the bundled one)',
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of all weights (default: bfloat16 blocks where the processor has it, float32 heads)",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads (default: torch's); 1 beside other busy processes"
+    )
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    def add(flag: str, kind: type, default: float | None, text: str) -> None:
+        parser.add_argument(flag, type=kind, default=default, help=text.format(default))
+
+    add("--steps", int, 128, "time steps (default {}); 0: one position at a time")
+    add("--candidates", int, 8, "K (default {}), 1 for plain MDLM")
+    add("--window", float, 1.0, "energy at t in [1 - window, 1] (default {})")
+    add("--temperature", float, 1.0, "of the denoiser (default {})")
+    add("--top-p", float, 1.0, "nucleus of the denoiser (default {}: all)")
+    add("--energy-temperature", float, 1.0, "of the choice among candidates (default {})")
+    add("--length", int, None, "tokens (default: the model's own length)")
+    add("--seed", int, 0, "of all random numbers (default {})")
+
+
+def train_config(kind: str) -> type[RunConfig]:
+    """The configuration of a kind of training run."""
+    return AdaptConfig if kind == "adapt" else TrainConfig
+
+
+def _add_train_options(parser: argparse.ArgumentParser, config: type[RunConfig]) -> None:
+    """One option per field of a run's configuration."""
+    types = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
+        required = field.default is dataclasses.MISSING
+        default = "" if required or field.default in (None, ()) else f" (default {field.default})"
+        common: dict[str, Any] = {
+            "dest": field.name,
+            "required": required,
+            "help": HELP[field.name] + default,
+        }
+        if not required:
+            common["default"] = field.default
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif typing.get_origin(kind) is tuple:
+            parser.add_argument(flag, nargs="+", **common)
+        else:
+            optional = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+            parser.add_argument(flag, type=optional[0] if optional else kind, **common)
