@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from edlm_engine.energies.residual import ARResidualEnergy
 from edlm_engine.execution import graphs
 from edlm_engine.execution.devices import require_device
 from edlm_engine.execution.graphs import ModelGraphs
+from edlm_engine.execution.memory import require_memory
 from edlm_engine.execution.threads import one_thread
 from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.canvas import Tokens, check_canvas, compose_canvas, sequence_seeds
-from edlm_engine.sampling.config import GenerationConfig
+from edlm_engine.sampling.config import GenerationConfig, as_config
 from edlm_engine.sampling.plan import RevealPlan, plan_reveals
 from edlm_engine.sampling.run import Generation, Run
 from edlm_engine.sampling.schedule import LogLinearSchedule
@@ -118,7 +120,7 @@ class Engine:
         self,
         batch_size: int = 1,
         *,
-        config: GenerationConfig | None = None,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
         seed: int | Sequence[int] | Tensor = 0,
         prompt: Tokens | None = None,
         suffix: Tokens | None = None,
@@ -128,6 +130,7 @@ class Engine:
     ) -> Generation:
         """Generate `batch_size` sequences.
 
+        config: how to sample; a dict of some of its fields will do.
         seed: an int (sequence b gets its own stream of it) or one int per sequence: such a sequence
             is the same alone, in any batch and with any number of threads, as far as the models'
             own arithmetic is (see `GenerationConfig.batch_invariant`).
@@ -135,16 +138,24 @@ class Engine:
             sequence (lengths may differ). They never change and count in no `log_q`.
         canvas: [B, L] int64 on any device, the mask token where free; instead of the other two.
         callback: called as callback(iteration, iterations, xt) after each iteration, counted from
-            1, with the current tokens [B, L], the mask where still hidden; not to be modified.
+            1, with the current tokens [B, L], the mask where still hidden: one buffer, the same at
+            every call. Clone it to keep it; it is not to be modified.
         progress: show a progress bar with the time left and the model evaluations.
 
-        Raises ValueError for arguments that do not fit, and RuntimeError naming the row for logits
-        or weights that are NaN, +inf, or nothing but -inf: at once on the CPU, at the end on CUDA.
+        Raises TypeError and ValueError for arguments that do not fit; MemoryError, before anything
+        is computed, if the tokens, candidates, times and outputs of the denoiser that must exist at
+        one time are more than the memory left on the device; and RuntimeError naming the row for
+        logits or weights that are NaN, +inf, or nothing but -inf: at once on the CPU, at the end on
+        CUDA.
         """
-        config = config or GenerationConfig()
+        config = as_config(config)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, Integral):
+            raise TypeError(f"batch_size must be of type int, got {batch_size!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        xt = self._first_xt(batch_size, self._length(config), prompt, suffix, canvas)
+        length = self._length(config)
+        self._require_memory(batch_size, length, config)
+        xt = self._first_xt(batch_size, length, prompt, suffix, canvas)
         seeds = sequence_seeds(seed, batch_size)
         with_energy = self.energy is not None and config.num_candidates > 1
         plan = plan_reveals(
@@ -193,6 +204,21 @@ class Engine:
         if length > longest:
             raise ValueError(f"length must be <= {longest}, the models' own, got {length}")
         return length
+
+    def _require_memory(self, batch_size: int, length: int, config: GenerationConfig) -> None:
+        """The least that a generation holds at one time must fit."""
+        denoiser: Any = self.denoiser
+        width, item = denoiser.vocab_size, 2  # logits, of 16 bits at least
+        if hasattr(denoiser, "hidden"):
+            head, _ = denoiser.head
+            width, item = head.shape[1], head.element_size()
+        candidates = 1 if self.energy is None else config.num_candidates
+        at_once = 1 if config.batch_invariant else batch_size
+        # Tokens before and after, the plan, and the candidates are int64, the times float64 twice.
+        tokens = 8 * batch_size * length * (3 + candidates)
+        needed = tokens + at_once * length * width * item + 16 * (config.steps or 0)
+        what = f"batch_size {batch_size} at length {length} with steps {config.steps}"
+        require_memory(what, needed, device_of(denoiser))
 
     def _first_xt(self, batch_size: int, length: int, prompt, suffix, canvas) -> Tensor:
         vocab_size = self.denoiser.vocab_size

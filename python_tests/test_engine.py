@@ -738,6 +738,9 @@ def test_bad_arguments(engine, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"batch_size": 2.5}, "batch_size must be of type int, got 2.5"),
+        ({"batch_size": True}, "batch_size must be of type int, got True"),
+        ({"batch_size": "3"}, "batch_size must be of type int, got '3'"),
         ({"seed": 0.5}, "seed must be an int or one int per sequence"),
         ({"seed": [0.5, 1]}, "seed must be an int or one int per sequence"),
         ({"prompt": [0.5, 1]}, "prompt must be text or integer tokens"),
@@ -829,6 +832,59 @@ def test_wrong_shapes_from_models(tiny, engine):
     flat = Engine(table_denoiser(tiny), lambda x0, xt, log_q, t: log_q.flatten())
     with pytest.raises(ValueError, match=r"energy must return shape \[\d, 3\], got \[\d+\]"):
         flat.generate(2, config=GenerationConfig(steps=4, num_candidates=3))
+
+
+@pytest.mark.parametrize("wrong", [None, [1.0], "numpy"])
+@pytest.mark.parametrize("with_head", [False, True])
+def test_models_that_return_no_tensors(tiny, wrong, with_head):
+    def answer(like):
+        return like.numpy() if wrong == "numpy" else wrong
+
+    denoiser = HeadDenoiser(tiny) if with_head else table_denoiser(tiny)
+    name = "hidden" if with_head else "logits"
+    right = getattr(denoiser, name)
+    setattr(denoiser, name, lambda xt, sigma: answer(right(xt, sigma)))
+    kind = {"numpy": "ndarray", None: "NoneType"}.get(wrong if wrong != [1.0] else "", "list")
+    with pytest.raises(TypeError, match=f"the denoiser's {name} must be a tensor, got {kind}"):
+        Engine(denoiser).generate(2, config=CONFIG)
+    engine = Engine(table_denoiser(tiny), lambda x0, xt, log_q, t: answer(log_q))
+    with pytest.raises(TypeError, match=f"the energy must return a tensor, got {kind}"):
+        engine.generate(2, config=CONFIG)
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_models_that_write_into_xt_change_no_known_token(tiny, ar, with_head):
+    denoiser = HeadDenoiser(tiny) if with_head else table_denoiser(tiny)
+    residual = ARResidualEnergy(ar)
+    name = "hidden" if with_head else "logits"
+    right = getattr(denoiser, name)
+    wanted = Engine(denoiser, residual).generate(20, config=CONFIG, prompt=[3, 2], suffix=[0])
+
+    def careless(xt, sigma):
+        values = right(xt, sigma)
+        xt.fill_(2)
+        return values
+
+    def energy(x0, xt, log_q, t, masked):
+        values = residual.energy(x0, xt, log_q, t, masked)
+        xt.fill_(2)
+        return values
+
+    energy.first_position = ar.first_position
+    setattr(denoiser, name, careless)
+    out = Engine(denoiser, energy).generate(20, config=CONFIG, prompt=[3, 2], suffix=[0])
+    assert torch.equal(out.sequences, wanted.sequences)
+    assert (out.sequences[:, :2] == torch.tensor([3, 2])).all()
+
+
+def test_repr_is_short(engine):
+    class Long:
+        def decode(self, ids):
+            return "word " * 1000
+
+    out = Engine(engine.denoiser, engine.energy, Long()).generate(50, config=CONFIG)
+    assert len(repr(out)) < 400 and repr(out).count("\n") <= 2
+    assert "sequences [50, 5]" in repr(out) and "word word" in repr(out)
 
 
 def test_failures_of_the_device_are_reported_at_the_end(tiny, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -67,19 +68,20 @@ def load_model(
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"no model at {directory}: looked for {directory / name}")
-    model = _model_from_config(directory / CONFIG)
+    config, model_class = _read_config(directory / CONFIG)
     tensors = read_weights(directory / WEIGHTS)
+    model = _build(config, model_class, len(tensors), directory / CONFIG)
     _check_weights(model, tensors, directory / WEIGHTS)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_head()
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _model_from_config(path: Path) -> Model:
-    """The model a config.json describes, without memory for its weights."""
+def _read_config(path: Path) -> tuple[Any, type[Model]]:
+    """The configuration in a config.json, and the class of its model."""
     fields = read_json(path)
     architecture = fields.pop("architecture", None)
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f"{path}: architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}"
         )
@@ -87,19 +89,35 @@ def _model_from_config(path: Path) -> Model:
     wanted = {field.name for field in dataclasses.fields(config_class)}
     check_names("fields", wanted, set(fields), path)
     try:
-        config = config_class(**fields)
+        return config_class(**fields), model_class
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    with torch.device("meta"):
-        return model_class(config)
+
+
+def _build(config: Any, model_class: type[Model], weights: int, path: Path) -> Model:
+    """The model of a configuration, without memory for its weights, of which there are so many."""
+    if config.n_blocks > weights:  # each has more than one: the modules alone could fill the memory
+        raise ValueError(
+            f"{path}: n_blocks must fit the {weights} weights in {WEIGHTS}, got {config.n_blocks}"
+        )
+    try:
+        with torch.device("meta"):
+            return model_class(config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's, for numbers out of reach
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: no model can have these sizes: {reason}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name; ValueError for a damaged one."""
+    """The tensors of a safetensors file by name; ValueError for a damaged one, or for integers."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    wrong = [f"{name} {t.dtype}" for name, t in tensors.items() if not t.is_floating_point()]
+    if wrong:
+        raise ValueError(f"{path} must hold floating-point weights, got {', '.join(wrong)}")
+    return tensors
 
 
 def _check_weights(model: Model, tensors: dict[str, Tensor], path: Path) -> None:

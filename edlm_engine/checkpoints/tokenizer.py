@@ -44,8 +44,11 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; one outside the vocabulary, such as the mask, shows as `\u2588`."""
+        ids = list(map(int, ids))
         known = range(self.vocab_size)
-        runs = groupby((int(i) for i in ids), key=lambda i: i in known)
+        if all(map(known.__contains__, ids)):
+            return self._bpe.decode(ids, skip_special_tokens=False)
+        runs = groupby(ids, key=known.__contains__)
         # A run is decoded as a whole, since a character may be spread over several tokens.
         return "".join(self._text(list(run), inside) for inside, run in runs)
 

@@ -30,7 +30,7 @@ class Energy(Protocol):
         """Energies [B, K] float32.
 
         x0: complete candidates [B, K, L] int64, equal to xt where xt is not masked. The engine
-            fills the same buffer anew at the next step.
+            fills the same buffer anew at the next step. Not to be modified.
         xt: noisy tokens [B, L] int64.
         log_q: log-probability [B, K] float32 of the candidate under the distribution it was drawn
             from, summed over the masked positions.

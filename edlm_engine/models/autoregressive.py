@@ -18,6 +18,7 @@ from edlm_engine.models.layers import (
     TransformerConfig,
     predict_next,
     require_tokens,
+    require_type,
     split_heads,
 )
 
@@ -35,6 +36,8 @@ class ARConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_type("bos_id", self.bos_id, (int, type(None)))
+        require_type("forbidden_id", self.forbidden_id, int)
         if self.bos_id is not None and not 0 <= self.bos_id < self.vocab_size:
             raise ValueError(f"bos_id must be None or in [0, {self.vocab_size}), got {self.bos_id}")
         if not -1 <= self.forbidden_id < self.vocab_size:

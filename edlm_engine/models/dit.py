@@ -19,6 +19,7 @@ from edlm_engine.models.layers import (
     TransformerConfig,
     require_positive,
     require_tokens,
+    require_type,
 )
 
 FREQUENCIES = 128
@@ -35,6 +36,10 @@ class DiTConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("cond_dim", self.cond_dim)
+        require_type("mask_id", self.mask_id, int)
+        require_type("time_conditioning", self.time_conditioning, bool)
+        if self.vocab_size < 2:
+            raise ValueError(f"vocab_size must be >= 2, the mask counted, got {self.vocab_size}")
         if not 0 <= self.mask_id < self.vocab_size:
             raise ValueError(f"mask_id must be in [0, {self.vocab_size}), got {self.mask_id}")
 

@@ -39,13 +39,24 @@ class TransformerConfig:
                 f"hidden_dim must be a multiple of 2 * n_heads = {2 * self.n_heads} "
                 f"(rotary halves), got {self.hidden_dim}"
             )
+        require_type("dropout", self.dropout, (int, float))
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require_type("tie_word_embeddings", self.tie_word_embeddings, bool)
 
 
 def require_positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
+    require_type(name, value, int)
+    if value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def require_type(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    """A truth value counts as no number, though Python thinks so."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be of type {wanted}, got {value!r}")
 
 
 def require_tokens(tokens: Tensor, name: str, length: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from numbers import Integral, Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,40 @@ def sequence_seeds(seed: int | Sequence[int] | Tensor, batch_size: int) -> Tenso
     """Seeds [B] int64: as given, one per sequence, or streams (seed, b) of a single one."""
     if isinstance(seed, Integral):
         return ops.stream_keys(int(seed), torch.arange(batch_size))
-    seeds = seed.tolist() if hasattr(seed, "tolist") else seed
-    if not (isinstance(seeds, Sequence) and all(isinstance(s, Integral) for s in seeds)):
-        raise TypeError(f"seed must be an int or one int per sequence, got {seed!r}")
+    seeds = _integers("seed", seed)
+    if seeds is None or seeds.dim() != 1:
+        raise TypeError(f"seed must be an int or one int per sequence, got {_shown(seed)}")
     if len(seeds) != batch_size:
         raise ValueError(f"seed must hold {batch_size} values, one per sequence, got {len(seeds)}")
-    return torch.stack([ops.stream_keys(int(s)) for s in seeds])
+    return ops.stream_keys(seeds)
+
+
+def _integers(name: str, values: Any) -> Tensor | None:
+    """Integers of a tensor, an array or a sequence as int64 on the CPU; None if it holds others.
+
+    Numbers from 2^63 to 2^64 wrap around, as in a tensor of their bits.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        return torch.from_numpy(values.astype(np.int64))
+    if isinstance(values, Tensor):
+        whole = not (
+            values.is_floating_point() or values.is_complex() or values.dtype == torch.bool
+        )
+        return values.cpu().long() if whole else None
+    if isinstance(values, (str, bytes, bytearray)) or not isinstance(values, Sequence):
+        return None
+    if not all(isinstance(value, Integral) for value in values):
+        return None
+    outside = next((v for v in values if not -(2**63) <= v < 2**64), None)
+    if outside is not None:
+        raise ValueError(f"{name} must hold numbers of 64 bits, got {outside}")
+    words = [value - 2**64 if value >= 2**63 else value for value in map(int, values)]
+    return torch.tensor(words, dtype=torch.int64)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_canvas(canvas: Tensor, batch_size: int, length: int, vocab_size: int) -> Tensor:
@@ -47,36 +76,51 @@ def compose_canvas(
     tokenizer=None,
 ) -> Tensor:
     """[B, L] int64: each sequence's prompt, then masks, then its suffix."""
-    heads = _token_rows("prompt", prompt, batch_size, tokenizer)
-    tails = _token_rows("suffix", suffix, batch_size, tokenizer)
-    canvas = torch.full((batch_size, length), mask_id, dtype=torch.int64)
-    for b, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-        if len(head) + len(tail) > length:
-            raise ValueError(
-                f"prompt and suffix must fit the length {length}, "
-                f"got {len(head)} + {len(tail)} tokens in sequence {b}"
-            )
-        canvas[b, : len(head)] = head
-        canvas[b, length - len(tail) :] = tail
-    for name, rows in (("prompt", heads), ("suffix", tails)):
-        known = torch.cat(rows)
+    head, head_sizes = _known_tokens("prompt", prompt, batch_size, tokenizer)
+    tail, tail_sizes = _known_tokens("suffix", suffix, batch_size, tokenizer)
+    too_long = (head_sizes + tail_sizes > length).nonzero().flatten()
+    if len(too_long):
+        b = int(too_long[0])
+        raise ValueError(
+            f"prompt and suffix must fit the length {length}, "
+            f"got {int(head_sizes[b])} + {int(tail_sizes[b])} tokens in sequence {b}"
+        )
+    for name, known in (("prompt", head), ("suffix", tail)):
         _check_range(name, known, vocab_size)
         if (known == mask_id).any():
             raise ValueError(f"{name} must not hold the mask token {mask_id}; use canvas")
+    canvas = torch.full((batch_size, length), mask_id, dtype=torch.int64)
+    position = torch.arange(length)
+    for known, places in (
+        (head, position < head_sizes[:, None]),
+        (tail, position >= length - tail_sizes[:, None]),
+    ):
+        if len(known):
+            canvas[places] = known
     return canvas
 
 
-def _token_rows(name: str, tokens: Tokens | None, batch_size: int, tokenizer) -> list[Tensor]:
-    """One 1-D int64 tensor per sequence; what is given once serves the whole batch."""
-    tokens = [] if tokens is None else tokens
-    tokens = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    if not isinstance(tokens, Sequence):
-        raise TypeError(f"{name} must be text or integer tokens, got {tokens!r}")
-    if isinstance(tokens, str) or all(isinstance(token, Number) for token in tokens):
-        return [_token_row(name, tokens, tokenizer)] * batch_size
+def _known_tokens(
+    name: str, tokens: Tokens | None, batch_size: int, tokenizer
+) -> tuple[Tensor, Tensor]:
+    """All sequences' tokens in a row, and how many each has [B]; one row given serves them all."""
+    tokens = () if tokens is None else tokens
+    whole = None if isinstance(tokens, str) else _integers(name, tokens)
+    if isinstance(tokens, str) or (whole is not None and whole.dim() == 1):
+        row = _token_row(name, tokens, tokenizer)
+        return row.repeat(batch_size), torch.full((batch_size,), len(row))
+    if whole is None and isinstance(tokens, Sequence) and not isinstance(tokens, bytes):
+        by_rows = not any(isinstance(row, Number) for row in tokens)
+    else:
+        by_rows = whole is not None and whole.dim() == 2
+    if not by_rows:
+        raise TypeError(f"{name} must be text or integer tokens, got {_shown(tokens)}")
     if len(tokens) != batch_size:
         raise ValueError(f"{name} must hold {batch_size} rows, one per sequence, got {len(tokens)}")
-    return [_token_row(name, row, tokenizer) for row in tokens]
+    if whole is not None:
+        return whole.flatten(), torch.full((batch_size,), whole.shape[1])
+    rows = [_token_row(name, row, tokenizer) for row in tokens]
+    return torch.cat(rows), torch.tensor([len(row) for row in rows])
 
 
 def _token_row(name: str, row: Any, tokenizer) -> Tensor:
@@ -85,10 +129,10 @@ def _token_row(name: str, row: Any, tokenizer) -> Tensor:
             raise ValueError(f"{name} is text, but the engine has no tokenizer: give token ids")
         row = tokenizer.encode(row)
         row = getattr(row, "ids", row)  # `tokenizers` wraps the ids, transformers does not
-    row = row.tolist() if hasattr(row, "tolist") else row
-    if not (isinstance(row, Sequence) and all(isinstance(token, Integral) for token in row)):
-        raise TypeError(f"{name} must be text or integer tokens, got {row!r}")
-    return torch.tensor(row, dtype=torch.int64)
+    ids = _integers(name, row)
+    if ids is None or ids.dim() != 1:
+        raise TypeError(f"{name} must be text or integer tokens, got {_shown(row)}")
+    return ids
 
 
 def _check_range(name: str, tokens: Tensor, vocab_size: int) -> None:

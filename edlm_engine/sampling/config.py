@@ -1,13 +1,20 @@
 """The options of one generation."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """How to sample. Checked at construction: ValueError, or TypeError for a wrong type.
+
+    `Engine.generate` takes a dict of these fields for it, and `to_json` and `from_json` keep it as
+    text.
 
     steps: N, the number of evenly spaced time steps; None is continuous time, one position at a
         time (first-hitting sampler).
@@ -51,6 +58,33 @@ class GenerationConfig:
         _check_type("batch_invariant", self.batch_invariant, bool)
         self._check_window()
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
+        """The configuration with these fields, the others at their defaults.
+
+        Raises ValueError for a field that there is not, naming those there are.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(str(name) for name in values if name not in known)
+        if unknown:
+            raise ValueError(f"config has no field {', '.join(unknown)}; it has {', '.join(known)}")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> GenerationConfig:
+        """The inverse of `to_json`; fields may be left out. ValueError for anything else."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"config is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"config must be a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def to_json(self) -> str:
+        """All fields as one JSON object."""
+        return json.dumps(asdict(self))
+
     @property
     def energy_times(self) -> tuple[float, float] | None:
         """(low, high): the times at which an energy is used; None if at none."""
@@ -69,6 +103,18 @@ class GenerationConfig:
             _check_type("window", value, Real)
         low, high = self.window
         _check(0 <= low <= high <= 1, "window", "(low, high), 0 <= low <= high <= 1", self.window)
+        object.__setattr__(self, "window", (low, high))  # JSON has lists only
+
+
+def as_config(config: GenerationConfig | Mapping[str, Any] | None) -> GenerationConfig:
+    """What `Engine.generate` was given; TypeError if it is no configuration."""
+    if config is None:
+        return GenerationConfig()
+    if isinstance(config, Mapping):
+        return GenerationConfig.from_dict(config)
+    if not isinstance(config, GenerationConfig):
+        raise TypeError(f"config must be a GenerationConfig or a dict, got {config!r}")
+    return config
 
 
 def _check(good: bool, name: str, rule: str, value: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from edlm_engine.sampling.plan import CANDIDATES, RESAMPLE, RevealPlan, Step
 ARGMAX_TOP_P = 1e-12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """What `Engine.generate` returns; tensors are on the denoiser's device.
 
@@ -37,6 +38,16 @@ class Generation:
     energy_evaluations: Tensor  # [B] int64: candidates scored
     ess: Tensor  # [B, S] float32 in [1, K]: effective sample size (sum w)^2 / sum w^2
     log_z: Tensor  # [B, S] float32: log of the mean weight, Theorem 1's estimate of log Z
+
+    def __repr__(self) -> str:
+        """What there is, in a few lines: tensors by their shape, the first text by its start."""
+        shapes = ", ".join(
+            f"{name} {list(value.shape)}"
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        )
+        first = f",\n  texts[0] {shorten(self.texts[0], 80)!r}" if self.texts else ""
+        return f"Generation({shapes}{first})"
 
 
 class Run:
@@ -68,16 +79,20 @@ class Run:
         self.failures = torch.zeros(len(xt), dtype=torch.int64, device=self.device)
 
     def advance(self, step: Step) -> None:
-        """One reverse step of the step's sequences: xt at t_{i-1} becomes xt at t_i."""
+        """One reverse step of the step's sequences: xt at t_{i-1} becomes xt at t_i.
+
+        Models are given copies of xt, and no more than the revealed tokens is written back: one
+        that changes its input changes nothing of the sequences.
+        """
         step = step.to(self.device)
-        xt = self.xt[step.rows]
-        tokens, log_q = self._draw(xt, step)
+        tokens, log_q = self._draw(self.xt[step.rows], step)
         revealed = tokens[step.energy_draws :, 0]
         if len(step.energy_index):
-            x0 = self._choose(xt, tokens, log_q, step)
+            rows = step.rows[: len(step.energy_index)]
+            x0 = self._choose(self.xt[rows], tokens, log_q, step)
             revealed = torch.cat([x0.flatten()[step.reveals[: step.energy_reveals]], revealed])
-        xt.view(-1)[step.reveals] = revealed
-        self.xt[step.rows] = xt
+        row, position = step.reveals // self.xt.shape[1], step.reveals % self.xt.shape[1]
+        self.xt[step.rows[row], position] = revealed
 
     def _draw(self, xt: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Draws at the step's positions: tokens [R, K], log_q (of no use at the last fills)."""
@@ -98,6 +113,8 @@ class Run:
         """At the drawn positions, hidden states [R, D], or logits [R, V] without a head."""
         name = "hidden" if self._has_head else "logits"
         values = call_model(self.denoiser, name, xt, sigma)
+        if not isinstance(values, Tensor):
+            raise TypeError(f"the denoiser's {name} must be a tensor, got {type(values).__name__}")
         width = values.shape[-1] if self._has_head else self.denoiser.vocab_size
         if values.shape != (*xt.shape, width):
             raise ValueError(
@@ -125,10 +142,10 @@ class Run:
         return ops.head_sample_candidates(values, weight, keys, candidates, bias=bias, **options)
 
     def _choose(self, xt: Tensor, tokens: Tensor, log_q: Tensor, step: Step) -> Tensor:
-        """The chosen candidate x0 [E, L] of each of the first E sequences."""
+        """The chosen candidate x0 [E, L] of each of the first E sequences, whose tokens xt are."""
         sequences, candidates = len(step.energy_index), self.config.num_candidates
         rows, numbers = step.rows[:sequences], step.numbers[:sequences]
-        xt, tokens, log_q = xt[:sequences], tokens[: step.energy_draws], log_q[: step.energy_draws]
+        tokens, log_q = tokens[: step.energy_draws], log_q[: step.energy_draws]
         draws = step.draws[: step.energy_draws]
         row, position = draws // xt.shape[1], draws % xt.shape[1]
         x0 = self.x0[:sequences].copy_(xt[:, None])
@@ -139,6 +156,8 @@ class Run:
         times = step.times[:sequences].float()
         assert self.energy is not None  # without one, no step of a plan uses it
         energy = self.energy(x0, xt, log_q, times, masked=step.masked)
+        if not isinstance(energy, Tensor):
+            raise TypeError(f"the energy must return a tensor, got {type(energy).__name__}")
         if energy.shape != log_q.shape:
             raise ValueError(
                 f"the energy must return shape {list(log_q.shape)}, got {list(energy.shape)}"

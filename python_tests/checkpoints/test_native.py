@@ -112,6 +112,10 @@ def test_truncated_weights_name_the_file(tmp_path, keep):
             lambda t: t.update({"output_layer.linear.weight": torch.ones(11, 16)}),
             r"unexpected weights \['output_layer.linear.weight'\]",
         ),
+        (
+            lambda t: t.update({"blocks.0.attn_out.weight": torch.ones(16, 16).long()}),
+            r"must hold floating-point weights, got blocks.0.attn_out.weight torch.int64",
+        ),
     ],
 )
 def test_wrong_weights_are_named(tmp_path, change, match):
@@ -128,7 +132,22 @@ def test_wrong_weights_are_named(tmp_path, change, match):
         (lambda c: c.update(colour="red"), r"unexpected fields \['colour'\]"),
         (lambda c: c.update(architecture="unet"), r"architecture must be one of .*got 'unet'"),
         (lambda c: c.update(n_heads=3), "config.json: hidden_dim must be a multiple"),
-        (lambda c: c.update(dropout="high"), "config.json: "),
+        (lambda c: c.update(dropout="high"), "config.json: dropout must be of type int or float"),
+        (lambda c: c.update(mask_id=2.5), "config.json: mask_id must be of type int, got 2.5"),
+        (lambda c: c.update(mask_id=True), "config.json: mask_id must be of type int, got True"),
+        (lambda c: c.update(n_blocks=True), "config.json: n_blocks must be of type int, got True"),
+        (
+            lambda c: c.update(time_conditioning="no"),
+            "config.json: time_conditioning must be of type bool, got 'no'",
+        ),
+        (
+            lambda c: c.update(tie_word_embeddings=1),
+            "config.json: tie_word_embeddings must be of type bool, got 1",
+        ),
+        (lambda c: c.update(architecture=["dit"]), r"architecture must be one of .*got \['dit'\]"),
+        (lambda c: c.update(vocab_size=1, mask_id=0), "config.json: vocab_size must be >= 2"),
+        (lambda c: c.update(vocab_size=2**62), "config.json: no model can have these sizes"),
+        (lambda c: c.update(vocab_size=2**70), "config.json: no model can have these sizes"),
     ],
 )
 def test_wrong_config_is_named(tmp_path, change, match):
@@ -138,7 +157,15 @@ def test_wrong_config_is_named(tmp_path, change, match):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"architecture": ', "[1, 2]"])
+def test_too_many_blocks_are_found_before_they_are_built(tmp_path, monkeypatch):
+    save_model(dit(), tmp_path)
+    edit_config(tmp_path, lambda c: c.update(n_blocks=10**6))
+    monkeypatch.setattr(DiT, "__init__", lambda *_: pytest.fail("was built"))
+    with pytest.raises(ValueError, match=r"n_blocks must fit the \d+ weights .*, got 1000000"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"architecture": ', "[1, 2]", "[" * 100_000])
 def test_config_that_is_not_an_object(tmp_path, text):
     save_model(dit(), tmp_path)
     (tmp_path / "config.json").write_text(text)
