@@ -184,7 +184,7 @@ def test_what_is_not_installed_is_one_line(capsys, monkeypatch, tmp_path):
     options = ["--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--vocab-size", "300"]
     status, _, err = run(capsys, "train", "ar", *map(str, options))
     assert status == 2 and err.count("\n") == 1
-    assert "training needs: pip install 'edlm_engine[training]'" in err
+    assert "training needs accelerate: pip install 'edlm_engine[training]'" in err
 
 
 def test_evaluate(capsys):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from functools import lru_cache
+from io import StringIO
 from pathlib import Path
 from statistics import quantiles
 
@@ -45,8 +46,21 @@ def split_held_out(files: list[Path], patterns: Sequence[str]) -> tuple[list[Pat
 
 
 def read_text(path: Path, unwrap: bool = True) -> str:
-    """A document. With `unwrap`, one paragraph a line, straight quotes, single spaces."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    """A document. With `unwrap`, one paragraph a line, straight quotes, single spaces.
+
+    Raises ValueError naming file and byte for what is not UTF-8 text.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}, "
+            f"{error.reason}"
+        ) from error
+    if "\0" in text:  # UTF-16, mostly
+        raise ValueError(f"{path} is not UTF-8 text: byte {data.index(0)} is 0x00")
+    text = StringIO(text.removeprefix("\ufeff"), newline=None).read()  # every line ends alike
     return unwrap_text(text) if unwrap else text
 
 

@@ -15,11 +15,17 @@ def append_log(run: Path, **entry: float) -> None:
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """All entries; a last line that a crash cut off is dropped."""
+    """All entries; a last line that a crash cut off is dropped. ValueError names a damaged line."""
     if not (run / LOG).is_file():
         return []
     lines = (run / LOG).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    entries = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{run / LOG}, line {number}, is not JSON: {error}") from error
+    return entries
 
 
 def cut_log(run: Path, step: int) -> None:

@@ -43,6 +43,7 @@ from edlm_engine.training.corpus import (
 )
 from edlm_engine.training.kinds import KINDS
 from edlm_engine.training.objectives import FINAL_DRAWS, LOSSES, held_out_loss
+from edlm_engine.training.run_folder import require_whole, sole_run
 from edlm_engine.training.run_log import append_log, cut_log, plot_losses
 from edlm_engine.training.signals import stop_signals
 
@@ -77,28 +78,32 @@ def train(kind: str, config: RunConfig) -> Result:
     the same threads). Progress since the last checkpoint is lost only when killed outright.
 
     Raises:
-        ValueError: a field out of range, or a resumed run whose settings differ.
+        ValueError: a field out of range, text that is not UTF-8, a resumed run whose settings
+            differ, or a damaged checkpoint.
         FileNotFoundError: no data, or nothing to resume.
-        FileExistsError: `out` already holds a run and `resume` is False.
-        ImportError: accelerate is not installed.
+        FileExistsError: `out` already holds a run and `resume` is False, or another one goes on
+            in it.
+        ImportError: accelerate or matplotlib is not installed.
         RuntimeError: the loss is not finite; the last checkpoint stays.
     """
     require("kind", kind in KINDS, " or ".join(KINDS), kind)
     wanted = KINDS[kind].config
     require("config", isinstance(config, wanted), f"a {wanted.__name__}", type(config).__name__)
-    latest = _checkpoint_to_resume(kind, config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    corpus = load_corpus(kind, config)
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    corpus.tokenizer.save(out / TOKENIZER)
-    run = Run(kind, config, corpus)
-    if latest is not None:
-        run.restore(latest)
-    with stop_signals() as stop:
-        run.advance(stop)
-    return run.finish()
+    with sole_run(out):
+        latest = _checkpoint_to_resume(kind, config)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        corpus = load_corpus(kind, config)
+        corpus.tokenizer.save(out / TOKENIZER)
+        run = Run(kind, config, corpus)
+        if latest is not None:
+            run.restore(latest)
+        # What a run wrote after its checkpoint, or without one, is written again.
+        cut_log(out, run.step)
+        with stop_signals() as stop:
+            run.advance(stop)
+        return run.finish()
 
 
 def _checkpoint_to_resume(kind: str, config: RunConfig) -> Path | None:
@@ -157,19 +162,15 @@ class Run:
     """The state of one training run and the few things done with it."""
 
     def __init__(self, kind: str, config: RunConfig, corpus: Corpus) -> None:
-        try:
-            from accelerate import Accelerator
-        except ImportError as error:
-            raise ImportError("training needs: pip install 'edlm_engine[training]'") from error
+        from accelerate import Accelerator
+
         # It tells of each file of a checkpoint, in the middle of the progress bar.
         logging.getLogger("accelerate").setLevel(logging.WARNING)
         self.kind, self.config, self.corpus = kind, config, corpus
         self.out = Path(config.out)
         self.step, self.seconds = 0, 0.0
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            cpu=not torch.cuda.is_available(),
-        )
+        # Its mixed precision is one for the whole process: `autocast` below is each run's own.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         if self.accelerator.num_processes > 1:
             raise RuntimeError("training runs in one process, got several from the launcher")
         model: Any = KINDS[kind].build(config, corpus.tokenizer).to(self.accelerator.device)
@@ -189,30 +190,33 @@ class Run:
         ]
         self.accelerator.register_for_checkpointing(self.average)
 
+    def autocast(self) -> torch.autocast:
+        kind, wanted = self.accelerator.device.type, self.config.precision == "bf16"
+        return torch.autocast(kind, torch.bfloat16, enabled=wanted)
+
     def advance(self, stop: list[int]) -> None:
         """Train to the last step, or until `stop` holds a signal; ends on a checkpoint."""
         config = self.config
         recent: list[float] = []
-        bar = tqdm(total=config.steps, initial=self.step, desc=self.kind, mininterval=2.0)
-        clock = time.monotonic()
-        while self.step < config.steps and not stop:
-            lr = learning_rate(config, self.step)
-            recent.append(self.update(lr))
-            bar.update()
-            now = time.monotonic()
-            self.seconds, clock = self.seconds + now - clock, now
-            if self.step % LOG_EVERY == 0 or self.step == config.steps:
-                loss = sum(recent) / len(recent)
-                recent.clear()
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}")
-                self.log(loss=loss, lr=lr)
-            if self.step == config.steps:
-                break
-            if self.step % config.eval_every == 0 and self.corpus.held_out is not None:
-                self.log(held_out_loss=self.evaluate(config.eval_windows, draws=1))
-            if self.step % config.checkpoint_every == 0:
-                self.checkpoint()
-        bar.close()
+        with tqdm(total=config.steps, initial=self.step, desc=self.kind, mininterval=2.0) as bar:
+            clock = time.monotonic()
+            while self.step < config.steps and not stop:
+                lr = learning_rate(config, self.step)
+                recent.append(self.update(lr))
+                bar.update()
+                now = time.monotonic()
+                self.seconds, clock = self.seconds + now - clock, now
+                if self.step % LOG_EVERY == 0 or self.step == config.steps:
+                    loss = sum(recent) / len(recent)
+                    recent.clear()
+                    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}")
+                    self.log(loss=loss, lr=lr)
+                if self.step == config.steps:
+                    break
+                if self.step % config.eval_every == 0 and self.corpus.held_out is not None:
+                    self.log(held_out_loss=self.evaluate(config.eval_windows, draws=1))
+                if self.step % config.checkpoint_every == 0:
+                    self.checkpoint()
         self.checkpoint()
 
     def update(self, lr: float) -> float:
@@ -224,7 +228,7 @@ class Run:
         # One generator per step: noise is addressed by (seed, step), as the windows are.
         random = torch.Generator().manual_seed((config.seed << 32) + self.step)
         KINDS[self.kind].before_step(self.model, config, self.step)
-        with self.accelerator.autocast():
+        with self.autocast():
             loss = LOSSES[self.kind](self.model, x0, random, self.hidden)
         value = loss.item()
         if not math.isfinite(value):
@@ -244,7 +248,7 @@ class Run:
         """Held-out loss of the averaged weights, on the same windows and noise every time."""
         assert self.corpus.held_out is not None  # asked for only where there is held-out text
         x0 = evaluation_windows(self.corpus.held_out, self.config.length, windows)
-        with self.averaged_weights(), self.accelerator.autocast():
+        with self.averaged_weights(), self.autocast():
             return held_out_loss(self.kind, self.model, x0.to(self.accelerator.device), draws=draws)
 
     @contextmanager
@@ -279,12 +283,12 @@ class Run:
         self.export()
 
     def restore(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint; the log forgets what came after it."""
+        """Continue from a checkpoint."""
         recipe = read_json(checkpoint / RECIPE)
         _require_same(recipe, self.corpus.facts)
+        require_whole(checkpoint)
         self.accelerator.load_state(str(checkpoint))
         self.step, self.seconds = recipe["steps_done"], recipe["training_seconds"]
-        cut_log(self.out, self.step)
 
     def export(self, held_out: dict[str, Any] | None = None) -> None:
         with self.averaged_weights():

@@ -5,6 +5,7 @@ import torch
 
 from edlm_engine.training.corpus import (
     evaluation_windows,
+    read_text,
     split_held_out,
     text_files,
     training_windows,
@@ -73,3 +74,23 @@ def test_data_is_split_by_name(data):
         split_held_out(files, ["Bell_*", "Cole_*"])
     with pytest.raises(FileNotFoundError, match=r"no text file or folder .*missing"):
         text_files([data / "missing"])
+
+
+@pytest.mark.parametrize(
+    ("data", "byte"),
+    [
+        ("un café".encode("latin-1"), "byte 6 is 0xe9"),
+        ("text".encode("utf-16"), "byte 0 is 0xff"),
+        ("text".encode("utf-16-le"), "byte 1 is 0x00"),
+        (b"\xef\xbb\xbfgood \xff bad", "byte 8 is 0xff"),
+    ],
+)
+def test_what_is_not_utf_8_is_named_with_its_byte(tmp_path, data, byte):
+    (tmp_path / "book.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=f"book.txt is not UTF-8 text: {byte}"):
+        read_text(tmp_path / "book.txt")
+
+
+def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path):
+    (tmp_path / "book.txt").write_bytes("\ufeffone\r\ntwo\rthree é\n".encode())
+    assert read_text(tmp_path / "book.txt", unwrap=False) == "one\ntwo\nthree é\n"

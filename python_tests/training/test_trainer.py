@@ -39,7 +39,7 @@ def test_a_run_leaves_everything(config, tmp_path, kind):
     names = {file.name for file in out.iterdir()}
     assert names == {
         *("config.json", "model.safetensors", "tokenizer.json", "recipe.json"),
-        *("log.jsonl", "loss.png", "checkpoint"),
+        *("log.jsonl", "loss.png", "checkpoint", ".lock"),
     }
     assert [folder.name for folder in (out / "checkpoint").iterdir()] == ["step-00000006"]
     recipe = json.loads((out / "recipe.json").read_text())
@@ -146,6 +146,13 @@ def test_training_learns(config):
     longer = dataclasses.replace(config, steps=60, hidden_dim=32, lr=1e-2, dropout=0.0)
     untrained = torch.log(torch.tensor(270.0)).item()
     assert train("ar", longer).held_out_loss < untrained - 2
+
+
+def test_the_average_of_a_short_run_holds_little_of_its_start(config):
+    """With the default decay of 0.999, an average begun in full would be 94 % random start."""
+    short = dataclasses.replace(config, steps=60, hidden_dim=32, lr=1e-2, dropout=0.0, ema=0.999)
+    untrained = torch.log(torch.tensor(270.0)).item()
+    assert train("ar", short).held_out_loss < untrained - 1.5
 
 
 def test_bfloat16_and_given_tokenizer(config, tmp_path):
