@@ -106,7 +106,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, arguments, message):
         ("generate", ["--threads", "0"], "--threads must be >= 1, got 0"),
         ("evaluate", ["--num", "1"], "--num must be >= 2, got 1"),
         ("evaluate", ["--batch-size", "0"], "--batch-size must be >= 1, got 0"),
-        ("evaluate", ["--temperature", "0"], "temperature must be finite and > 0"),
+        ("evaluate", ["--temperature", "0"], "temperature must be in [1e-30, 1e30], got 0.0"),
     ],
 )
 def test_bad_numbers_are_found_before_a_model_loads(

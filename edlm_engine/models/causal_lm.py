@@ -147,7 +147,7 @@ def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> Any
         ) from error
     folder, gguf = locate_gguf(path)
     source: dict[str, Any] = {"gguf_file": gguf} if gguf else {"use_safetensors": True}
-    with _without_progress():
+    with _quietly():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -155,6 +155,7 @@ def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> Any
                 trust_remote_code=False,
                 dtype=dtype or "auto",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to be told of them; they are refused below
                 **source,
             )
         except ImportError:
@@ -193,13 +194,16 @@ def locate_gguf(path: str | Path) -> tuple[Path, str | None]:
 
 
 @contextmanager
-def _without_progress() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
+    """Without the library's progress bar and its table of faults: those become one error."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from tiny_llama import save_tiny_gguf, tiny_llama
 
 from edlm_engine import ARResidualEnergy
@@ -150,3 +151,64 @@ def test_what_is_no_model_is_named(tmp_path):
     (tmp_path / "text.txt").touch()
     with pytest.raises(ValueError, match=r"text.txt must be a folder or a .gguf file"):
         locate_gguf(tmp_path / "text.txt")
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def lose_a_layer(tensors):
+    for name in [name for name in tensors if ".h.1." in name]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lose_a_layer, r"has missing weights \[.*transformer\.h\.1\.attn\.c_attn\.weight"),
+        (
+            lambda t: t.pop("transformer.wpe.weight"),
+            r"missing weights \['transformer\.wpe\.weight'\]",
+        ),
+        (lambda t: t.update(extra=torch.ones(2)), r"unexpected weights \[.*extra"),
+        (
+            lambda t: t.update({"transformer.wpe.weight": torch.ones(5, 8)}),
+            r"wrongly shaped weights \[.*transformer\.wpe\.weight",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, capsys, change, message):
+    """Transformers alone would fill the gaps at random and run."""
+    tiny_gpt2(12).save_pretrained(tmp_path)
+    edit_weights(tmp_path, change)
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=message):
+        load_ar(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_config_over_unrelated_weights_is_refused(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_gpt2(12).config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"missing weights .*unexpected weights"):
+        load_ar(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 0.5, 0.99])
+def test_truncated_weights_are_refused(tmp_path, keep):
+    tiny_gpt2(12).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(ValueError, match=f"{tmp_path} is damaged or not a causal language model"):
+        load_ar(tmp_path)
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    model = tiny_gpt2(12)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"{tmp_path} is damaged or not a causal language model"):
+        load_ar(tmp_path)
