@@ -21,7 +21,8 @@ NO_TESTS_COLLECTED = 5  # pytest's exit status
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, or one of the three above."""
     args = command_line().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("edlm_engine").setLevel(logging.INFO)
     try:
         status = COMMANDS[args.command](args) or 0
         sys.stdout.flush()
