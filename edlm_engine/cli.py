@@ -7,8 +7,12 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edlm_engine.options import command_line, train_config
@@ -16,6 +20,7 @@ from edlm_engine.options import command_line, train_config
 # Nothing here imports torch before a command runs: `edlm --help` answers at once.
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 NO_TESTS_COLLECTED = 5  # pytest's exit status
+ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError)  # one line each
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,20 +28,40 @@ def main(argv: list[str] | None = None) -> int:
     args = command_line().parse_args(argv)
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("edlm_engine").setLevel(logging.INFO)
+    with _noted_interrupts() as interrupts:
+        try:
+            status = COMMANDS[args.command](args) or 0
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:
+            # Nobody reads any more. Python's own flush at exit must not complain of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except (KeyboardInterrupt, *ERRORS) as error:
+            if interrupts or isinstance(error, KeyboardInterrupt):
+                print(f"edlm {args.command}: interrupted{_how_to_go_on(args)}", file=sys.stderr)
+                return INTERRUPTED
+            print(f"edlm {args.command}: {error or 'out of memory'}", file=sys.stderr)
+            return BAD_INPUT
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """A list that Ctrl-C leaves a mark in: the import of torch makes other errors of some."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(number: int, _frame: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
     try:
-        status = COMMANDS[args.command](args) or 0
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # Nobody reads any more. Python's own flush at exit must not complain of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except KeyboardInterrupt:
-        print(f"edlm {args.command}: interrupted{_how_to_go_on(args)}", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError) as error:
-        print(f"edlm {args.command}: {error or 'out of memory'}", file=sys.stderr)
-        return BAD_INPUT
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _prepare(args: argparse.Namespace) -> None:

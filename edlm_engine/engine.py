@@ -248,8 +248,14 @@ def _check_models(denoiser: Denoiser, energy: object) -> None:
             f"denoiser must have {', '.join(missing)}, got {type(denoiser).__name__}: wrap a "
             "function or module by CallableDenoiser(fn, mask_id=, vocab_size=, length=)"
         )
+    for name in ("mask_id", "vocab_size", "length"):
+        value = getattr(denoiser, name)
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"the denoiser's {name} must be of type int, got {value!r}")
+    if not (energy is None or callable(energy) or hasattr(energy, "energy")):
+        raise TypeError(f"energy must have a method energy, or be callable, got {energy!r}")
     vocab_size, mask_id = denoiser.vocab_size, denoiser.mask_id
-    if not vocab_size >= 2:
+    if vocab_size < 2:
         raise ValueError(f"vocab_size must be >= 2, the mask and a token to draw, got {vocab_size}")
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id must be in [0, {vocab_size}), got {mask_id}")

@@ -1,10 +1,12 @@
 """The command line, called as a user calls it but in this process."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,20 @@ def test_an_interrupt_is_one_line_below_the_bar(capsys, monkeypatch, command):
     status, out, err = run(capsys, command, *QUICK, "--progress")
     assert status == 130 and out == ""
     assert err.endswith(f"\nedlm {command}: interrupted\n") and "Traceback" not in err
+
+
+def test_an_interrupt_that_becomes_another_error_is_one(capsys, monkeypatch):
+    """As in the import of torch, for one."""
+
+    def garbled(*_, **__):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("could not determine the shape")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Engine, "from_pretrained", garbled)
+    assert run(capsys, "generate") == (130, "", "edlm generate: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("begun", [False, True])

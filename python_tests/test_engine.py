@@ -791,6 +791,20 @@ def test_a_vocabulary_of_nothing_but_the_mask():
         Engine(denoiser)
 
 
+@pytest.mark.parametrize("field", ["mask_id", "vocab_size", "length"])
+@pytest.mark.parametrize("value", [2.5, True, "3"])
+def test_sizes_of_a_denoiser_are_integers(tiny, field, value):
+    denoiser = table_denoiser(tiny)
+    setattr(denoiser, field, value)
+    with pytest.raises(TypeError, match=f"denoiser's {field} must be of type int, got {value!r}"):
+        Engine(denoiser)
+
+
+def test_what_is_no_energy_is_named(tiny):
+    with pytest.raises(TypeError, match=r"energy must have a method energy, .* got 'ar'"):
+        Engine(table_denoiser(tiny), "ar")
+
+
 def test_a_module_without_the_protocol_is_no_denoiser():
     with pytest.raises(TypeError, match=r"must have mask_id, .*, got Linear: .*CallableDenoiser\("):
         Engine(torch.nn.Linear(2, 2))
