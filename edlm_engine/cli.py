@@ -171,7 +171,8 @@ def _bundle(args: argparse.Namespace) -> None:
 
     for name, recipe in bundle(args.denoiser, args.ar, args.out, args.data).items():
         loss = recipe["held_out"]
-        print(f"{name}: {loss['nats_per_token']} nats per token held out" if loss else name)
+        text = f"{loss['nats_per_token']} nats per token held out" if loss else "nothing held out"
+        print(f"{name}: {text}")
     print(f"edlm generate --model {args.out} --energy ar")
 
 

@@ -106,6 +106,8 @@ class Engine:
                 'energy must be "ar", "coar", the folder of an AR model or None, got "nce"'
             )
         device = require_device(device)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be None or a floating-point torch.dtype, got {dtype!r}")
         bundle = load_for_sampling(path, energy=energy, base=base, device=device, dtype=dtype)
         denoiser: Any = bundle.denoiser
         ar = bundle.ar

@@ -656,6 +656,9 @@ def test_from_pretrained_errors(tmp_path):
         Engine.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r'energy must be "ar", "coar", .* got "nce"'):
         Engine.from_pretrained(energy="nce")
+    for dtype in ("float32", torch.int64):
+        with pytest.raises(TypeError, match=f"dtype must be None or a floating.* got {dtype!r}"):
+            Engine.from_pretrained(dtype=dtype)
 
 
 # Errors
@@ -699,6 +702,8 @@ def test_bad_config_values(field, value, rule):
         ("window", (0.1, "1")),
         ("temperature", "hot"),
         ("batch_invariant", 1),
+        ("steps", True),
+        ("temperature", True),
     ],
 )
 def test_wrong_config_types(field, value):
@@ -844,7 +849,7 @@ def test_wrong_shapes_from_models(tiny, engine):
     with pytest.raises(ValueError, match=r"logits must have shape \[2, 5, 4\], got \[2, 5, 3\]"):
         Engine(narrow).generate(2, config=CONFIG)
     flat = Engine(table_denoiser(tiny), lambda x0, xt, log_q, t: log_q.flatten())
-    with pytest.raises(ValueError, match=r"energy must return shape \[\d, 3\], got \[\d+\]"):
+    with pytest.raises(ValueError, match=r"energy must have shape \[\d, 3\], got \[\d+\]"):
         flat.generate(2, config=GenerationConfig(steps=4, num_candidates=3))
 
 
@@ -862,8 +867,32 @@ def test_models_that_return_no_tensors(tiny, wrong, with_head):
     with pytest.raises(TypeError, match=f"the denoiser's {name} must be a tensor, got {kind}"):
         Engine(denoiser).generate(2, config=CONFIG)
     engine = Engine(table_denoiser(tiny), lambda x0, xt, log_q, t: answer(log_q))
-    with pytest.raises(TypeError, match=f"the energy must return a tensor, got {kind}"):
+    with pytest.raises(TypeError, match=f"the energy must be a tensor, got {kind}"):
         engine.generate(2, config=CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values + 0j, "must hold real numbers, got torch.complex64"),
+        (lambda values: values > 0, "must hold real numbers, got torch.bool"),
+        (lambda values: values.to("meta"), "must be on cpu, got meta"),
+    ],
+)
+def test_models_that_return_other_tensors(tiny, change, message):
+    denoiser = table_denoiser(tiny)
+    energy = Engine(denoiser, lambda x0, xt, log_q, t: change(log_q))
+    with pytest.raises(ValueError, match=f"the energy {message}"):
+        energy.generate(2, config=CONFIG)
+    right = denoiser.logits
+    denoiser.logits = lambda xt, sigma: change(right(xt, sigma))
+    with pytest.raises(ValueError, match=f"the denoiser's logits {message}"):
+        Engine(denoiser).generate(2, config=CONFIG)
+
+
+def test_candidates_take_memory_with_an_energy_only(tiny):
+    engine = Engine(table_denoiser(tiny))
+    assert engine.generate(2, config=GenerationConfig(num_candidates=2**40)).nfe.sum()
 
 
 @pytest.mark.parametrize("with_head", [False, True])

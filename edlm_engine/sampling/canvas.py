@@ -12,6 +12,9 @@ from edlm_engine import ops
 
 Tokens = str | Sequence[int] | Tensor | Sequence[str] | Sequence[Sequence[int]]
 
+# Sequences of Python, but none of tokens.
+TEXT = (str, bytes, bytearray, memoryview)
+
 
 def sequence_seeds(seed: int | Sequence[int] | Tensor, batch_size: int) -> Tensor:
     """Seeds [B] int64: as given, one per sequence, or streams (seed, b) of a single one."""
@@ -37,7 +40,7 @@ def _integers(name: str, values: Any) -> Tensor | None:
             values.is_floating_point() or values.is_complex() or values.dtype == torch.bool
         )
         return values.cpu().long() if whole else None
-    if isinstance(values, (str, bytes, bytearray)) or not isinstance(values, Sequence):
+    if isinstance(values, TEXT) or not isinstance(values, Sequence):
         return None
     if not all(isinstance(value, Integral) for value in values):
         return None
@@ -109,7 +112,7 @@ def _known_tokens(
     if isinstance(tokens, str) or (whole is not None and whole.dim() == 1):
         row = _token_row(name, tokens, tokenizer)
         return row.repeat(batch_size), torch.full((batch_size,), len(row))
-    if whole is None and isinstance(tokens, Sequence) and not isinstance(tokens, bytes):
+    if whole is None and isinstance(tokens, Sequence) and not isinstance(tokens, TEXT):
         by_rows = not any(isinstance(row, Number) for row in tokens)
     else:
         by_rows = whole is not None and whole.dim() == 2

@@ -123,5 +123,6 @@ def _check(good: bool, name: str, rule: str, value: object) -> None:
 
 
 def _check_type(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
+    # A truth value counts as no number, though Python thinks so.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")

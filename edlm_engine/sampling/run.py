@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -75,7 +75,8 @@ class Run:
         diagnostics = (len(xt), int(plan.energy_steps.max(initial=0)))
         self.ess = torch.full(diagnostics, torch.nan, device=self.device)
         self.log_z = self.ess.clone()
-        self.x0 = self.xt.new_empty(len(xt), config.num_candidates, xt.shape[1])
+        candidates = 0 if energy is None else config.num_candidates
+        self.x0 = self.xt.new_empty(len(xt), candidates, xt.shape[1])
         self.failures = torch.zeros(len(xt), dtype=torch.int64, device=self.device)
 
     def advance(self, step: Step) -> None:
@@ -113,14 +114,8 @@ class Run:
         """At the drawn positions, hidden states [R, D], or logits [R, V] without a head."""
         name = "hidden" if self._has_head else "logits"
         values = call_model(self.denoiser, name, xt, sigma)
-        if not isinstance(values, Tensor):
-            raise TypeError(f"the denoiser's {name} must be a tensor, got {type(values).__name__}")
-        width = values.shape[-1] if self._has_head else self.denoiser.vocab_size
-        if values.shape != (*xt.shape, width):
-            raise ValueError(
-                f"the denoiser's {name} must have shape {[*xt.shape, width]}, "
-                f"got {list(values.shape)}"
-            )
+        width = self.denoiser.head[0].shape[1] if self._has_head else self.denoiser.vocab_size
+        _check_returned(f"the denoiser's {name}", values, (*xt.shape, width), xt.device)
         values = values.flatten(0, 1)
         return values if len(draws) == len(values) else values[draws]
 
@@ -156,12 +151,7 @@ class Run:
         times = step.times[:sequences].float()
         assert self.energy is not None  # without one, no step of a plan uses it
         energy = self.energy(x0, xt, log_q, times, masked=step.masked)
-        if not isinstance(energy, Tensor):
-            raise TypeError(f"the energy must return a tensor, got {type(energy).__name__}")
-        if energy.shape != log_q.shape:
-            raise ValueError(
-                f"the energy must return shape {list(log_q.shape)}, got {list(energy.shape)}"
-            )
+        _check_returned("the energy", energy, log_q.shape, xt.device)
         log_weights = -energy.float() / self.config.energy_temperature
         keys = ops.stream_keys(self.seeds[rows], RESAMPLE, numbers)
         choice, ess, log_z = ops.resample(log_weights, keys)
@@ -194,3 +184,15 @@ class Run:
             ess=self.ess.clone(),
             log_z=self.log_z.clone(),
         )
+
+
+def _check_returned(what: str, value: Any, shape: Sequence[int], device: torch.device) -> None:
+    """What a model returned must be a tensor of this shape on this kind of device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{what} must be a tensor, got {type(value).__name__}")
+    if value.is_complex() or value.dtype == torch.bool:
+        raise ValueError(f"{what} must hold real numbers, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{what} must have shape {list(shape)}, got {list(value.shape)}")
+    if value.device.type != device.type:
+        raise ValueError(f"{what} must be on {device}, got {value.device}")

@@ -42,6 +42,7 @@ def test_known_tokens_lie_at_the_ends(prompt, suffix, wanted):
     ("prompt", "error", "message"),
     [
         (b"ab", TypeError, "prompt must be text or integer tokens, got b'ab'"),
+        (memoryview(b"ab"), TypeError, "prompt must be text or integer tokens"),
         ([b"a", b"b"], TypeError, "prompt must be text or integer tokens, got b'a'"),
         ([2**70], ValueError, "prompt must hold numbers of 64 bits, got 1180591620717411303424"),
         ([[1], [2**70]], ValueError, "prompt must hold numbers of 64 bits"),
