@@ -263,7 +263,9 @@ def _check_models(denoiser: Denoiser, energy: object) -> None:
         raise ValueError(f"mask_id must be in [0, {vocab_size}), got {mask_id}")
     fitting = (vocab_size, vocab_size - 1) if mask_id == vocab_size - 1 else (vocab_size,)
     known = getattr(energy, "vocab_size", vocab_size)
-    if known not in fitting:
+    never = getattr(denoiser, "never_drawn", ())
+    drawn = (i for i in reversed(range(vocab_size)) if i != mask_id and i not in never)
+    if known not in fitting and not (never and known > next(drawn, -1)):
         raise ValueError(
             f"energy must have the denoiser's vocabulary of {' or '.join(map(str, fitting))} "
             f"tokens, got one of {known}"

@@ -16,12 +16,11 @@ def tiny_llama(vocab: int = len(WORDS), **options) -> LlamaForCausalLM:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(
         vocab_size=vocab,
-        **(sizes | heads),
         max_position_embeddings=32,
         bos_token_id=0,
         eos_token_id=0,
         initializer_range=0.5,
-        **({"tie_word_embeddings": True} | options),
+        **(sizes | heads | {"tie_word_embeddings": True} | options),
     )
     return LlamaForCausalLM(config).eval()
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from edlm_engine.checkpoints.base import find_base
 from edlm_engine.checkpoints.files import CONFIG, TOKENIZER, WEIGHTS, read_json, write_json
-from edlm_engine.checkpoints.native import check_names, check_shapes, read_weights
 from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.checkpoints.weights import check_names, check_shapes, read_weights
 from edlm_engine.models.bidirectional import BidirectionalCausalLM
 from edlm_engine.models.causal_lm import CausalLMScorer, locate_gguf, read_causal_lm
 from edlm_engine.models.low_rank import add_low_rank

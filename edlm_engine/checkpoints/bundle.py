@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edlm_engine.checkpoints.adapted import is_adapted, load_adapted
-from edlm_engine.checkpoints.files import ASSETS, BUNDLED, CONFIG, TOKENIZER, read_json
+from edlm_engine.checkpoints.files import ASSETS, BUNDLED, CONFIG, TOKENIZER
+from edlm_engine.checkpoints.hub import Source, locate
+from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
 from edlm_engine.checkpoints.native import Model, load_model
+from edlm_engine.checkpoints.registry import Format, Request, find_format, is_scorer
 from edlm_engine.checkpoints.tokenizer import Tokenizer, require_same_tokens
 from edlm_engine.execution.dtype import fast_dtype
 from edlm_engine.models import AutoregressiveTransformer, CausalLMScorer, DiT
-from edlm_engine.models.bidirectional import BidirectionalCausalLM
-from edlm_engine.models.dit import FoldedDiT
-from edlm_engine.models.layers import cast_parameters
 
 # Pairs that come with the package, by name: their base weights are found on the machine.
 NAMED_PAIRS = ("smollm2",)
+BESIDE = ("ar", "coar")
+# Formats whose vocabulary is that of the tokenizer, with the mask or without; others are padded.
+EXACT = ("native", "mdlm", "lightning")
 
 Scorer = AutoregressiveTransformer | CausalLMScorer
 
@@ -28,8 +30,8 @@ Scorer = AutoregressiveTransformer | CausalLMScorer
 class Bundle:
     """What belongs together for sampling; `ar` is the model behind an AR energy."""
 
-    denoiser: DiT | FoldedDiT | BidirectionalCausalLM
-    ar: Scorer | None
+    denoiser: Any  # a Denoiser
+    ar: Any  # an AutoregressiveModel, or None
     tokenizer: Tokenizer | None
 
 
@@ -49,17 +51,29 @@ def load_ar(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Scorer:
-    """A left-to-right model: a folder of our own, or of any causal language model of transformers.
+    """A left-to-right model in any format: a folder or file, or an id of the hub.
 
-    The latter has a config.json with a `model_type`; it is read from the folder only, without
-    remote code, and a BOS is put in front where its configuration names one. Raises as
-    `load_model` does, and ImportError where transformers is needed and absent.
+    A model of transformers is read without remote code, and a BOS is put in front where its
+    configuration names one. Raises as `load_model` does, and ImportError where transformers is
+    needed and absent.
     """
-    path = Path(directory) / CONFIG
-    if path.is_file() and "model_type" in read_json(path):
-        return CausalLMScorer.from_pretrained(directory, device=device, dtype=dtype)
-    model = load_model(directory, device=device, dtype=dtype)
-    return _expect(model, AutoregressiveTransformer, directory)
+    return load_scorer(directory, Request(device=device, blocks=dtype, head=dtype))
+
+
+def load_scorer(
+    name: str | Path, request: Request, source: Source | None = None, mask_id: int | None = None
+) -> Any:
+    """`load_ar` as a `Request` says; with `mask_id` that token is left out of what it predicts."""
+    place = locate(name, source)
+    model = find_format(place).load(place, replace(request, mask_id=None)).model
+    if not is_scorer(model):
+        raise ValueError(
+            f"{place} must hold a left-to-right model, got a {type(model).__name__}: "
+            "an energy scores whole sequences"
+        )
+    if isinstance(model, CausalLMScorer) and model.forbidden_id < 0 and mask_id is not None:
+        model.forbidden_id = mask_id if mask_id < model.vocab_size else -1
+    return model
 
 
 def _expect(model: Model, wanted: type, directory: str | Path) -> Any:
@@ -75,57 +89,16 @@ def load_bundle(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Bundle:
-    """A denoiser with its tokenizer and the AR model of its energy.
+    """A denoiser in any format with its tokenizer and the AR model of its energy.
 
-    `path` is a folder with denoiser/ and perhaps ar/ and tokenizer.json, or one that is itself a
-    denoiser with perhaps a tokenizer.json; None is the bundled model. `energy` is "ar" or "coar"
-    for the AR model beside the denoiser, the folder of another one ("./ar" for one of that name in
+    `path` is a folder with denoiser/ and perhaps ar/ and tokenizer.json, or the place of a denoiser
+    with perhaps a tokenizer (see `locate`); None is the bundled model. `energy` is "ar" or "coar"
+    for the AR model beside the denoiser, the place of another one ("./ar" for one of that name in
     the working directory), or None; "default" is "ar" for the bundled model and None elsewhere.
-    Raises as `load_model` does, and ValueError for a tokenizer of another size than the denoiser
-    has, or whose tokens are not those of the energy's own tokenizer.json.
+    Raises as `locate` and `find_format` do, and ValueError for files that do not fit, a tokenizer
+    of another size than the denoiser has, or one whose tokens are not those of the energy's own.
     """
-    root = BUNDLED if path is None else Path(path)
-    places = [folder for folder in (root / "denoiser", root) if (folder / CONFIG).is_file()]
-    if not places:
-        raise FileNotFoundError(
-            f"no model at {root}: looked for {root / 'denoiser' / CONFIG} and {root / CONFIG}"
-        )
-    if energy == "default":
-        energy = "ar" if path is None else None
-    scorer = None if energy is None else _scorer_folder(root, energy)
-    denoiser = load_denoiser(places[0], device=device, dtype=dtype)
-    tokenizer = _tokenizer(root / TOKENIZER, denoiser)
-    if tokenizer is not None and scorer is not None:
-        require_same_tokens(root / TOKENIZER, scorer / TOKENIZER, denoiser.mask_id)
-    ar = None if scorer is None else load_ar(scorer, device=device, dtype=dtype)
-    return Bundle(denoiser, ar, tokenizer)
-
-
-def _scorer_folder(root: Path, energy: str | Path) -> Path:
-    if energy not in ("ar", "coar"):
-        return Path(energy)
-    if not (root / "ar").is_dir():
-        raise FileNotFoundError(
-            f'no model at {root / "ar"}, where energy="{energy}" means the AR model beside the '
-            'denoiser: give the folder of one ("./ar" for one of that name here), '
-            "or put both together by `edlm bundle`"
-        )
-    return root / "ar"
-
-
-def _tokenizer(path: Path, denoiser: DiT) -> Tokenizer | None:
-    if not path.exists():
-        return None
-    if not path.is_file():
-        raise ValueError(f"{path} must be a file, it is a folder")
-    tokenizer = Tokenizer.from_file(path)
-    vocab_size, mask_last = denoiser.vocab_size, denoiser.mask_id == denoiser.vocab_size - 1
-    if tokenizer.vocab_size not in (vocab_size, vocab_size - mask_last):
-        raise ValueError(
-            f"{path} must hold the denoiser's {vocab_size} tokens, with the mask or without, "
-            f"it holds {tokenizer.vocab_size}"
-        )
-    return tokenizer
+    return load_pair(path, energy, Request(device=device, blocks=dtype, head=dtype))
 
 
 def load_for_sampling(
@@ -135,53 +108,98 @@ def load_for_sampling(
     base: str | Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    source: Source | None = None,
+    **options: Any,
 ) -> Bundle:
     """A bundle as the engine wants it: folded where that can be, in the dtypes that are fast.
 
     `path` and `energy` are those of `load_bundle`, where `path` may also be the name of a pair that
     comes with the package, or the folder of an adapted causal language model: its "ar" is its base,
     looked for at `base` first, and the default. `dtype` is of all weights; None means blocks in the
-    device's fast dtype under float32 heads. Raises as `load_bundle` and `load_adapted` do.
+    device's fast dtype under float32 heads. `source` says how to look for `path`, `options` are
+    fields of `Request`. Raises as `load_bundle` and `load_adapted` do.
     """
-    if path is not None and str(path) in NAMED_PAIRS and not Path(path).exists():
-        path = ASSETS / str(path)
-    if path is not None and is_adapted(Path(path)):
-        return _adapted(Path(path), energy, base, device, dtype)
-    if base is not None:
-        raise ValueError(f"base is only for adapted models, {path or 'the bundled one'} is none")
-    bundle = load_bundle(path, energy=energy, device=device, dtype=torch.float32)
-    denoiser: Any = bundle.denoiser
-    if not denoiser.config.time_conditioning:
-        denoiser = denoiser.folded()
-    for model in (denoiser, bundle.ar):
-        if model is not None:
-            _cast(model, device, dtype)
-    return Bundle(denoiser, bundle.ar, bundle.tokenizer)
+    blocks, head = dtype or fast_dtype(device), dtype or torch.float32
+    asked = Request(device=device, blocks=blocks, head=head, fold=True, base=base, **options)
+    return load_pair(path, energy, asked, source)
 
 
-def _cast(model: Any, device: torch.device | str, dtype: torch.dtype | None) -> None:
-    cast_parameters(model, dtype) if dtype else model.blocks_to(fast_dtype(device))
-
-
-def _adapted(
-    folder: Path,
+def load_pair(
+    path: str | Path | None,
     energy: str | Path | None,
-    base: str | Path | None,
-    device: torch.device | str,
-    dtype: torch.dtype | None,
+    request: Request,
+    source: Source | None = None,
 ) -> Bundle:
-    own = energy in ("default", "ar", "coar")
-    pair = load_adapted(
-        folder,
-        base=base,
-        with_ar=own,
-        device=device,
-        dtype=dtype or fast_dtype(device),
-        head_dtype=dtype or torch.float32,
+    """What `load_bundle` and `load_for_sampling` share."""
+    root = _root(path, source)
+    denoiser_place = root / "denoiser" if (root / "denoiser").is_dir() else root
+    if denoiser_place.is_dir() and not any(denoiser_place.iterdir()):
+        denoiser_place = denoiser_place / "nothing"
+    if not denoiser_place.exists():
+        raise FileNotFoundError(
+            f"no model at {root}: looked for {root / 'denoiser' / CONFIG} and {root / CONFIG}"
+        )
+    format = find_format(denoiser_place)
+    adapted = format.name == "adapted"
+    if request.base is not None and not adapted:
+        raise ValueError(f"base is only for adapted models, {path or 'the bundled one'} is none")
+    if energy == "default":
+        energy = "ar" if path is None or adapted else None
+    with_ar = energy in BESIDE
+    scorer: Path | None = None
+    if energy is not None and not (with_ar and adapted):
+        searched = None if source is None else replace(source, subfolder=None, revision=None)
+        scorer = _beside(root, str(energy)) if with_ar else locate(energy, searched)
+    loaded = format.load(denoiser_place, replace(request, with_ar=with_ar))
+    denoiser, tokenizer, files = loaded.model, loaded.tokenizer, denoiser_place
+    _require_denoiser(denoiser, denoiser_place, format)
+    if root != denoiser_place and (shared := find_tokenizer(root)) is not None:
+        tokenizer, files = shared, root
+    files = (files if files.is_dir() else files.parent) / TOKENIZER
+    if tokenizer is not None:
+        _require_size(tokenizer, denoiser, files, format)
+    if scorer is None:
+        return Bundle(denoiser, loaded.ar, tokenizer)
+    ignored = {denoiser.mask_id, *getattr(denoiser, "never_drawn", ())}
+    require_same_tokens(files, scorer / TOKENIZER, ignored)
+    return Bundle(denoiser, load_scorer(scorer, request, mask_id=denoiser.mask_id), tokenizer)
+
+
+def _root(path: str | Path | None, source: Source | None) -> Path:
+    if path is None:
+        return BUNDLED
+    if str(path) in NAMED_PAIRS and not Path(path).exists():
+        return ASSETS / str(path)
+    return locate(path, source)
+
+
+def _beside(root: Path, energy: str) -> Path:
+    """The AR model of the same folder, or, where checkpoints lie side by side, of the next."""
+    places = [root / "ar", root.parent / "ar"]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(
+        f'no model at {" or ".join(map(str, places))}, where energy="{energy}" means the AR model '
+        'beside the denoiser: give the folder of one ("./ar" for one of that name here), '
+        "or put both together by `edlm bundle`"
     )
-    ar: Scorer | None = pair.ar
-    if energy is not None and not own:
-        require_same_tokens(folder / TOKENIZER, Path(energy) / TOKENIZER, pair.denoiser.mask_id)
-        ar = load_ar(energy, device=device, dtype=torch.float32)
-        _cast(ar, device, dtype)
-    return Bundle(pair.denoiser, ar, pair.tokenizer)
+
+
+def _require_size(tokenizer: Tokenizer, denoiser: Any, path: Path, format: Format) -> None:
+    vocab_size, known = denoiser.vocab_size, tokenizer.vocab_size
+    mask_last = denoiser.mask_id == vocab_size - 1
+    exact = format.name in EXACT
+    if known not in (vocab_size, vocab_size - mask_last) if exact else known > vocab_size:
+        raise ValueError(
+            f"{path} must hold the denoiser's {vocab_size} tokens, with the mask or without, "
+            f"it holds {known}"
+        )
+
+
+def _require_denoiser(model: Any, place: Path, format: Format) -> None:
+    if is_scorer(model):
+        raise ValueError(
+            f"{place} must hold a denoiser, it is a left-to-right model ({format.name}): give it "
+            "as the energy, or make a denoiser of it by `edlm train adapt`"
+        )

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from edlm_engine.checkpoints.files import CONFIG, WEIGHTS, read_json, write_json
+from edlm_engine.checkpoints.weights import check_names, check_shapes, read_weights
 from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
 from edlm_engine.models.layers import TIED_HEAD
 
@@ -108,36 +108,6 @@ def _build(config: Any, model_class: type[Model], weights: int, path: Path) -> M
         raise ValueError(f"{path}: no model can have these sizes: {reason}") from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name; ValueError for a damaged one, or for integers."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-    wrong = [f"{name} {t.dtype}" for name, t in tensors.items() if not t.is_floating_point()]
-    if wrong:
-        raise ValueError(f"{path} must hold floating-point weights, got {', '.join(wrong)}")
-    return tensors
-
-
 def _check_weights(model: Model, tensors: dict[str, Tensor], path: Path) -> None:
     check_names("weights", _stored_names(model), set(tensors), path)
     check_shapes({name: t.shape for name, t in model.state_dict().items()}, tensors, path)
-
-
-def check_shapes(wanted: dict[str, torch.Size], tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise ValueError naming each of the tensors of a file whose shape is not the one wanted."""
-    wrong = [
-        f"{name} must be {list(wanted[name])}, got {list(tensor.shape)}"
-        for name, tensor in sorted(tensors.items())
-        if tensor.shape != wanted[name]
-    ]
-    if wrong:
-        raise ValueError(f"{path} has wrong shapes: {'; '.join(wrong)}")
-
-
-def check_names(what: str, wanted: set[str], got: set[str], path: Path) -> None:
-    """Raise ValueError naming what a file lacks and what it should not have."""
-    missing, unexpected = sorted(wanted - got), sorted(got - wanted)
-    if missing or unexpected:
-        raise ValueError(f"{path} has missing {what} {missing}, unexpected {what} {unexpected}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -105,16 +105,16 @@ class Tokenizer:
         return cls(bpe)
 
 
-def require_same_tokens(path: Path, other: Path, mask_id: int) -> None:
+def require_same_tokens(path: Path, other: Path, ignored: Container[int]) -> None:
     """Raise ValueError unless tokens of the first file mean the same in the second, if both exist.
 
-    The mask may be missing there, and more tokens may follow.
+    Those that are `ignored`, the mask for one, may be missing there, and more tokens may follow.
     """
     if not (path.is_file() and other.is_file()):
         return
     tokens, others = _read(path).get_vocab(), _read(other).get_vocab()
     differ = sorted(
-        (i, token) for token, i in tokens.items() if i != mask_id and others.get(token) != i
+        (i, token) for token, i in tokens.items() if i not in ignored and others.get(token) != i
     )
     if differ:
         i, token = differ[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edlm_engine.models.forbidden import forbidding_bias
 from edlm_engine.models.layers import require_tokens
 
 ATTENTION = "edlm_bidirectional"
@@ -65,7 +67,9 @@ class BidirectionalCausalLM(nn.Module):
 
     With `bos_id` the prediction stays shifted by one, as the model learned it: the token is put in
     front and the row that left to right would predict token l predicts it here from all visible
-    tokens. With None a row predicts its own position. `mask_embedding` [D] is what stands for the
+    tokens. With None a row predicts its own position; or with `shifted` the next one, as left to
+    right but without a token in front, and row 0 both its own position and the next. `never_drawn`
+    are tokens that get probability 0, beside the mask. `mask_embedding` [D] is what stands for the
     mask token at the input; None leaves the model's own row. The noise level is not used: the share
     of masked tokens tells it.
 
@@ -86,11 +90,15 @@ class BidirectionalCausalLM(nn.Module):
         bos_id: int | None = None,
         length: int | None = None,
         mask_embedding: Tensor | None = None,
+        shifted: bool = False,
+        never_drawn: Iterable[int] = (),
     ) -> None:
         super().__init__()
         self.model = without_causal_mask(model)
         self.mask_id = mask_id
         self.bos_id = bos_id
+        self.shifted = shifted
+        self.never_drawn = frozenset(never_drawn)
         longest = self.model.config.max_position_embeddings - (bos_id is not None)
         self.length = longest if length is None else length
         if not 1 <= self.length <= longest:
@@ -98,10 +106,17 @@ class BidirectionalCausalLM(nn.Module):
         for name, token in (("mask_id", mask_id), ("bos_id", bos_id)):
             if token is not None and not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name} must be in [0, {self.vocab_size}), got {token}")
+        self._forbid()
         self.mask_embedding = None if mask_embedding is None else nn.Parameter(mask_embedding)
         # In training mode, what a position may see while later ones are shown bit by bit.
         self.visible: Tensor | None = None
         self.eval()
+
+    def _forbid(self) -> None:
+        if self.never_drawn:
+            linear = self.model.get_output_embeddings()
+            bias = forbidding_bias(*self.head, self.never_drawn)
+            linear.bias = nn.Parameter(bias, requires_grad=False)
 
     @property
     def vocab_size(self) -> int:
@@ -127,6 +142,8 @@ class BidirectionalCausalLM(nn.Module):
         ).last_hidden_state
         if self.bos_id is not None:
             states = states[:, :-1]
+        elif self.shifted:
+            states = torch.cat((states[:, :1], states[:, :-1]), dim=1)
         return states.to(self.head[0].dtype)
 
     def logits(self, xt: Tensor, sigma: Tensor | None = None) -> Tensor:

@@ -147,7 +147,7 @@ def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> Any
         ) from error
     folder, gguf = locate_gguf(path)
     source: dict[str, Any] = {"gguf_file": gguf} if gguf else {"use_safetensors": True}
-    with _quietly():
+    with quietly():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -194,7 +194,7 @@ def locate_gguf(path: str | Path) -> tuple[Path, str | None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the library's progress bar and its table of faults: those become one error."""
     from transformers.utils import logging
 

@@ -29,8 +29,8 @@ from edlm_engine.checkpoints.adapted import (
 )
 from edlm_engine.checkpoints.base import find_base
 from edlm_engine.checkpoints.files import WEIGHTS
-from edlm_engine.checkpoints.native import read_weights
 from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.checkpoints.weights import read_weights
 from edlm_engine.models.bidirectional import BidirectionalCausalLM
 from edlm_engine.models.causal_lm import locate_gguf, read_causal_lm
 from edlm_engine.training.config import AdaptConfig, require

@@ -61,7 +61,7 @@ def test_energies_of_an_adapted_folder(folder, tmp_path):
     assert Engine.from_pretrained(folder, energy=None).energy is None
     assert Engine.from_pretrained(folder, energy="coar").energy.carry_over
     other = Engine.from_pretrained(folder, energy=tmp_path / "base").energy.model
-    assert other.forbidden_id == -1 and other.bos_id == 0
+    assert other.forbidden_id == 1 and other.bos_id == 0
 
 
 def test_a_moved_base_is_given(folder, tmp_path):

@@ -13,7 +13,7 @@ from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConf
 def test_kinds_are_not_confused(tmp_path):
     save_model(denoiser(), tmp_path / "dit")
     save_model(scorer(), tmp_path / "ar")
-    with pytest.raises(ValueError, match="must hold a AutoregressiveTransformer, got a DiT"):
+    with pytest.raises(ValueError, match="must hold a left-to-right model, got a DiT"):
         load_ar(tmp_path / "dit")
     with pytest.raises(ValueError, match="must hold a DiT, got a AutoregressiveTransformer"):
         load_denoiser(tmp_path / "ar")
@@ -42,10 +42,16 @@ def test_bundle_of_three_parts(bundle_folder):
 
 
 def test_bundle_errors(bundle_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere: looked for .*denoiser"):
+    with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere: looked for"):
         load_bundle(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r'denoiser/ar, .* give the folder .*"./ar"'):
-        load_bundle(bundle_folder / "denoiser", energy="ar")
+    (tmp_path / "of").mkdir()
+    with pytest.raises(FileNotFoundError, match=r'dit/ar or .*/ar, .* give the folder .*"./ar"'):
+        load_bundle((bundle_folder / "denoiser").rename(tmp_path / "of" / "dit"), energy="ar")
+
+
+def test_an_ar_model_may_lie_beside_the_denoiser(bundle_folder):
+    beside = load_bundle(bundle_folder / "denoiser", energy="ar").ar
+    assert isinstance(beside, AutoregressiveTransformer)
 
 
 def test_a_tokenizer_of_another_size(bundle_folder):

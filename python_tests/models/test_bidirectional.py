@@ -3,18 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from all_visible import all_visible
 from tiny_llama import tiny_llama
 
 from edlm_engine.models.bidirectional import BidirectionalCausalLM
 from edlm_engine.models.low_rank import LowRankLinear, add_low_rank
-
-
-def all_visible(model, tokens):
-    """Logits of the model's own eager attention under a mask of zeros."""
-    model.set_attn_implementation("eager")
-    size = tokens.shape[1]
-    mask = torch.zeros(len(tokens), 1, size, size)
-    return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
 
 
 @pytest.mark.parametrize("bos_id", [0, None])
@@ -122,3 +115,27 @@ def test_low_rank_changes_that_do_not_fit_are_named():
     change = {"model.layers.0.self_attn.k_proj": (torch.zeros(2, 16), torch.zeros(9, 2))}
     with pytest.raises(ValueError, match=r"k_proj: down and up must have shapes .*got .*\[9, 2\]"):
         add_low_rank(model, change)
+
+
+@torch.no_grad()
+def test_shifted_without_a_token_in_front_keeps_its_first_row():
+    denoiser = BidirectionalCausalLM(tiny_llama(), mask_id=1, shifted=True)
+    xt = torch.randint(0, 5, (3, 9))
+    wanted = all_visible(tiny_llama(), xt)
+    wanted = torch.cat((wanted[:, :1], wanted[:, :-1]), 1)
+    torch.testing.assert_close(denoiser.logits(xt), wanted, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tokens_that_are_never_drawn_have_probability_zero_and_the_source_keeps_them():
+    source = tiny_llama()
+    denoiser = BidirectionalCausalLM(source, mask_id=1, never_drawn=[4, 2])
+    xt = torch.randint(0, 5, (3, 9))
+    logits, wanted = denoiser.logits(xt), all_visible(tiny_llama(), xt)
+    assert logits[..., [2, 4]].eq(-torch.inf).all()
+    torch.testing.assert_close(logits[..., [0, 1, 3]], wanted[..., [0, 1, 3]], rtol=0, atol=1e-4)
+    assert source.get_output_embeddings().bias is None
+    with pytest.raises(ValueError, match=r"tokens must be in \[0, 5\), got 5 to 5"):
+        BidirectionalCausalLM(source, mask_id=1, never_drawn=[5])
+    with pytest.raises(ValueError, match="no token of 5 would be left to draw"):
+        BidirectionalCausalLM(source, mask_id=1, never_drawn=range(5))

@@ -1,0 +1,118 @@
+"""Where a model lies: a path on this machine, or an id of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edlm_engine.checkpoints.weights import SUFFIXES, weight_file
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+ID = re.compile(rf"(?P<repo>{NAME}(?:/{NAME})?)(?P<inside>(?:/{NAME})*)")
+SIDECARS = ("*.json", "*.txt", "*.model")
+WHOLE = ("*.safetensors", "*.gguf")
+PICKLED = ("*.bin", "*.ckpt")
+FILES = "config.json, model.safetensors (or its shards with their index) and tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """How to look for a model, in the words of huggingface_hub.
+
+    subfolder: inside the repository or folder. revision: a branch, tag or commit.
+    local_files_only: never ask the network; so does HF_HUB_OFFLINE. cache_dir: instead of the
+    usual cache.
+    """
+
+    subfolder: str | None = None
+    revision: str | None = None
+    local_files_only: bool = False
+    cache_dir: str | Path | None = None
+
+
+def locate(name: str | Path, source: Source | None = None) -> Path:
+    """The folder or file of a model: a path that exists, else an id of the hub.
+
+    An id may go on with a folder or file of the repository: "org/name/folder". The cache is looked
+    into first, then the network is asked unless that is forbidden. Raises FileNotFoundError saying
+    where was looked and which files to bring.
+    """
+    source = source or Source()
+    path = Path(name)
+    if path.exists():
+        place = path / source.subfolder if source.subfolder else path
+        if not place.exists():
+            raise FileNotFoundError(f"no model at {place}: {path} has no {source.subfolder}")
+        return place
+    match = ID.fullmatch(str(name))
+    if match is None:
+        raise FileNotFoundError(
+            f"no model at {path}: looked for a folder with config.json, or a file"
+        )
+    inside = PurePosixPath(source.subfolder or ".") / match["inside"].lstrip("/")
+    return _from_hub(match["repo"], inside, source)
+
+
+def offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+def _from_hub(repo: str, inside: PurePosixPath, source: Source) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"no model at {repo}: no such folder, and for the hub pip install 'edlm_engine[hub]'"
+        ) from error
+    one_file = inside.suffix in (*SUFFIXES, ".gguf")
+    folder = "" if inside == PurePosixPath(".") else f"{inside}/"
+
+    def fetch(patterns: tuple[str, ...], local: bool) -> Path:
+        wanted = [f"{folder}{pattern}" for pattern in patterns]
+        if one_file:
+            side = "" if inside.parent == PurePosixPath(".") else f"{inside.parent}/"
+            wanted = [str(inside), *(f"{side}{pattern}" for pattern in SIDECARS)]
+        got = snapshot_download(
+            repo,
+            allow_patterns=wanted,
+            local_files_only=local,
+            revision=source.revision,
+            cache_dir=source.cache_dir,
+        )
+        return Path(got) / inside
+
+    try:
+        try:
+            place = fetch((*SIDECARS, *WHOLE), True)
+            if _whole(place):
+                return place
+        except LocalEntryNotFoundError:
+            pass
+        if source.local_files_only or offline():
+            raise LocalEntryNotFoundError("the network is not asked")
+        for patterns in ((*SIDECARS, *WHOLE), PICKLED):
+            place = fetch(patterns, False)
+            if _whole(place):
+                return place
+        raise LocalEntryNotFoundError("it has no weights there")
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        target = f"{repo}/{inside}".removesuffix("/.")
+        files = str(inside) if one_file else FILES
+        raise FileNotFoundError(
+            f"no model at {target}: no such file or folder here, and not to be had from the hub "
+            f"({str(error).splitlines()[0]}). Looked in {source.cache_dir or HF_HUB_CACHE}. "
+            f"Where there is a network, `hf download {repo}` fills that cache; or bring {files} "
+            f"from huggingface.co/{repo} into a folder and give its path"
+        ) from error
+
+
+def _whole(place: Path) -> bool:
+    """Whether a model's weights are there."""
+    if place.is_file():
+        return True
+    others = place.is_dir() and any(any(place.glob(p)) for p in ("*.gguf", "*.ckpt"))
+    return others or weight_file(place) is not None

@@ -1,0 +1,124 @@
+"""Tokenizers of Hugging Face folders, and the special tokens that they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from edlm_engine.checkpoints.files import TOKENIZER, read_json
+from edlm_engine.checkpoints.tokenizer import END_OF_TEXT, Tokenizer
+
+NAMES = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
+FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model")
+
+
+class HubTokenizer(Tokenizer):
+    """As `Tokenizer`, for any kind of vocabulary, with the special tokens by name.
+
+    `special` maps the names of transformers ("mask_token", "bos_token", ...) to ids, `special_ids`
+    holds every token that is marked as special. `bos_id` is None where the tokenizer names none.
+    """
+
+    bos_id: int | None  # type: ignore[assignment]
+
+    def __init__(self, backend: Any, named: dict[str, str]) -> None:
+        ids = {name: backend.token_to_id(token) for name, token in named.items()}
+        self.special: dict[str, int] = {name: i for name, i in ids.items() if i is not None}
+        added = backend.get_added_tokens_decoder()
+        marked = {i for i, token in added.items() if token.special}
+        self.special_ids = sorted(marked | set(self.special.values()))
+        start = self.special.get("bos_token", backend.token_to_id(END_OF_TEXT))
+        super().__init__(backend, -1 if start is None else start)
+        self.bos_id = start
+        # Some vocabularies have holes: ids reach further than the number of tokens.
+        self._rows = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self._rows
+
+
+@dataclass
+class _Slow:
+    """A tokenizer of transformers that is plain Python, with the methods of `tokenizers`."""
+
+    tokenizer: Any
+
+    @dataclass
+    class Encoded:
+        ids: list[int] = field(default_factory=list)
+
+    def encode(self, text: str, add_special_tokens: bool) -> Encoded:
+        return self.Encoded(
+            list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        )
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.tokenizer.get_vocab().get(token)
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        return self.tokenizer.added_tokens_decoder
+
+    def to_str(self) -> str:
+        raise ValueError("this tokenizer has no tokenizer.json: save it with transformers")
+
+
+def find_tokenizer(place: Path) -> HubTokenizer | None:
+    """The tokenizer of a folder, None if it has none; ValueError for files that cannot be read.
+
+    A tokenizer.json is read by `tokenizers` alone; other files by the class of transformers that
+    tokenizer_config.json names, from the folder and without remote code.
+    """
+    folder = place if place.is_dir() else place.parent
+    file = folder / TOKENIZER
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} must be a file, it is a folder")
+    if file.is_file():
+        try:
+            return HubTokenizer(Backend.from_file(str(file)), _named(folder))
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"{file} is not a tokenizer file: {error}") from error
+    if not any((folder / name).is_file() for name in FILES):
+        return None
+    return _by_transformers(folder)
+
+
+def _by_transformers(folder: Path) -> HubTokenizer:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ImportError(
+            f"{folder} has a tokenizer of transformers: pip install 'edlm_engine[hub]'"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # of many kinds, by the files that are there
+        raise ValueError(f"{folder} has a tokenizer that cannot be read: {error}") from error
+    named = {name: getattr(tokenizer, name) for name in NAMES}
+    named = {name: str(token) for name, token in named.items() if token is not None}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return HubTokenizer(backend if isinstance(backend, Backend) else _Slow(tokenizer), named)
+
+
+def _named(folder: Path) -> dict[str, str]:
+    """Special tokens by name, from the two files that may hold them."""
+    named: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            for key, token in read_json(folder / name).items():
+                text = token.get("content") if isinstance(token, dict) else token
+                if key in NAMES and isinstance(text, str):
+                    named[key] = text
+    return named
