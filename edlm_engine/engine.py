@@ -6,17 +6,20 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from edlm_engine import ops
 from edlm_engine.checkpoints.bundle import load_for_sampling
+from edlm_engine.checkpoints.hub import Source
+from edlm_engine.checkpoints.save import save_pair
 from edlm_engine.energies.protocol import Energy
 from edlm_engine.energies.residual import ARResidualEnergy
 from edlm_engine.execution import graphs
 from edlm_engine.execution.devices import require_device
+from edlm_engine.execution.dtype import as_dtype
 from edlm_engine.execution.graphs import ModelGraphs
 from edlm_engine.execution.memory import require_memory
 from edlm_engine.execution.threads import one_thread
@@ -71,28 +74,42 @@ class Engine:
         energy: str | Path | None = "default",
         base: str | Path | None = None,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        weights: Literal["ema", "raw"] = "ema",
+        mask_id: int | None = None,
         compile: bool = False,
         cuda_graphs: bool = True,
     ) -> Engine:
         """Load a denoiser with its tokenizer and energy.
 
-        path: a folder; None, the small bundled model; or "smollm2", SmolLM2-135M adapted to masked
-        diffusion (the change is bundled, its base weights are looked for on this machine). An
-        adapted folder of one's own (`edlm train adapt`) shares its base in the same way.
+        path: a folder, file or hub id in any of the formats of `edlm_engine.checkpoints.formats`;
+        None, the small bundled model; or "smollm2", SmolLM2-135M adapted to masked diffusion (the
+        change is bundled, its base weights are looked for on this machine). An adapted folder of
+        one's own (`edlm train adapt`) shares its base in the same way.
 
         energy: "ar" or "coar", the AR model beside the denoiser without and with carry-over; the
-        folder of another AR model; or None, plain MDLM. "default" is "ar" for the bundled and
-        adapted models and None for any other.
+        folder, file or hub id of another AR model; or None, plain MDLM. "default" is "ar" for the
+        bundled and adapted models and None for any other.
+
+        subfolder, revision, local_files_only, cache_dir: as in huggingface_hub, of `path`; the
+        energy is looked for under the last two. HF_HUB_OFFLINE is respected.
+
+        weights: of a training checkpoint, the averaged ("ema") or the "raw" ones. mask_id: the mask
+        token of a model that does not name one.
 
         base: for an adapted model, the folder or GGUF file of its base, looked for first.
 
-        dtype: of the weights. By default the transformer blocks are bfloat16 where the processor
-        or GPU multiplies such numbers (else float32, and a log line says why) and the heads
-        float32: no CPU library product of 16-bit operands returns logits that are not rounded to
-        8 bits. `torch.bfloat16` makes the heads and so the logits bfloat16 too: a quarter less time
-        for the bundled model with K = 4, more for larger vocabularies, and an error of 0.006 nats
-        (root mean square) in a token's log-probability instead of 0.005 from the blocks alone.
+        dtype (or torch_dtype): of the weights. By default the transformer blocks are bfloat16 where
+        the processor or GPU multiplies such numbers (else float32, and a log line says why) and the
+        heads float32: no CPU library product of 16-bit operands returns logits that are not rounded
+        to 8 bits. `torch.bfloat16` makes the heads and so the logits bfloat16 too: a quarter less
+        time for the bundled model with K = 4, more for larger vocabularies, and an error of 0.006
+        nats (root mean square) in a token's log-probability instead of 0.005 from the blocks alone.
 
         compile: pass the backbones through `torch.compile`; the first steps then take a while.
             CUDA graphs capture what it makes of them.
@@ -106,9 +123,22 @@ class Engine:
                 'energy must be "ar", "coar", the folder of an AR model or None, got "nce"'
             )
         device = require_device(device)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"dtype must be None or a floating-point torch.dtype, got {dtype!r}")
-        bundle = load_for_sampling(path, energy=energy, base=base, device=device, dtype=dtype)
+        source = Source(
+            subfolder=subfolder,
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+        )
+        bundle = load_for_sampling(
+            path,
+            energy=energy,
+            base=base,
+            device=device,
+            dtype=as_dtype(torch_dtype if dtype is None else dtype),
+            source=source,
+            weights=weights,
+            mask_id=mask_id,
+        )
         denoiser: Any = bundle.denoiser
         ar = bundle.ar
         for model in (denoiser, ar):
@@ -117,6 +147,14 @@ class Engine:
                     setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
         residual = None if ar is None else ARResidualEnergy(ar, carry_over=energy == "coar")
         return cls(denoiser, residual, bundle.tokenizer, cuda_graphs=cuda_graphs)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write denoiser, AR energy and tokenizer as `from_pretrained` reads them.
+
+        A folded denoiser is written unfolded. Raises ValueError, by name, for models that have no
+        layout of ours, before anything is written.
+        """
+        save_pair(folder, self.denoiser, getattr(self.energy, "model", None), self.tokenizer)
 
     def generate(
         self,

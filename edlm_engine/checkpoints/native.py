@@ -61,15 +61,16 @@ def load_model(
 ) -> Model:
     """Read a folder written by `save_model`, in eval mode; `dtype=None` keeps the stored one.
 
-    Raises FileNotFoundError naming what was looked for, and ValueError for a damaged file, for
-    missing, unexpected or wrongly shaped weights, and for missing or unknown configuration fields.
+    On the device "meta" without memory for the weights. Raises FileNotFoundError naming what was
+    looked for, and ValueError for a damaged file, for missing, unexpected or wrongly shaped
+    weights, and for missing or unknown configuration fields.
     """
     directory = Path(directory)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"no model at {directory}: looked for {directory / name}")
     config, model_class = _read_config(directory / CONFIG)
-    tensors = read_weights(directory / WEIGHTS)
+    tensors = read_weights(directory / WEIGHTS, meta=torch.device(device).type == "meta")
     model = _build(config, model_class, len(tensors), directory / CONFIG)
     _check_weights(model, tensors, directory / WEIGHTS)
     model.load_state_dict(tensors, strict=False, assign=True)

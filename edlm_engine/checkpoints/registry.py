@@ -34,6 +34,7 @@ GROUP = "edlm_engine.formats"
 class Request:
     """How a model is wanted.
 
+    device: "meta" is without memory for the weights, to be looked at only.
     blocks, head: dtypes of the transformer blocks, and of the head with the norm before it; None
         keeps the stored ones.
     fold: put a constant modulation into the weights where that can be.
@@ -54,6 +55,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.weights not in ("ema", "raw"):
             raise ValueError(f'weights must be "ema" or "raw", got "{self.weights}"')
+
+    @property
+    def meta(self) -> bool:
+        return torch.device(self.device).type == "meta"
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,16 @@ def assemble(
         head = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
         cls = getattr(transformers, f"{kind}{head}")
         with torch.device("meta"):
-            wanted = {name: p.shape for name, p in cls(config).named_parameters()}
+            empty = cls(config)
+        wanted = {name: p.shape for name, p in empty.named_parameters()}
     except Exception as error:  # of many kinds, by the field that is wrong
         raise ValueError(f"{path.parent / CONFIG} is not that of a {kind}: {error}") from error
     shapes = {theirs(name): shape for name, shape in wanted.items()}
     found = {theirs(name): tensor for name, tensor in tensors.items()}
     check_names("weights", set(shapes), set(found), path, REMEDY)
     check_shapes(shapes, found, path, REMEDY)
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return empty.to(stored_dtype(tensors)).eval().requires_grad_(False)
     with quietly():
         model = cls.from_pretrained(
             None, config=config, state_dict=tensors, dtype=stored_dtype(tensors)
@@ -87,11 +90,12 @@ def require_transformers(path: Path) -> Any:
 def untie(tensors: dict[str, Tensor], embedding: str, tied: bool) -> bool:
     """Drop a stored head that is the embedding once more; returns whether the head is tied.
 
-    A head that differs is kept, whatever the configuration says.
+    A head that differs is kept, whatever the configuration says; without memory nothing differs.
     """
     if not tied or HEAD not in tensors or embedding not in tensors:
         return tied
-    same = torch.equal(tensors[HEAD], tensors[embedding])
+    head, rows = tensors[HEAD], tensors[embedding]
+    same = head.is_meta or torch.equal(head, rows)
     if same:
         del tensors[HEAD]
     return same

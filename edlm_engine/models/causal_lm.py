@@ -29,12 +29,18 @@ class CausalLMScorer(nn.Module):
 
     model: Any  # a PreTrainedModel of transformers, which need not be installed
 
-    def __init__(self, model: nn.Module, bos_id: int | None = None, forbidden_id: int = -1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        bos_id: int | None = None,
+        forbidden_id: int = -1,
+    ) -> None:
         super().__init__()
         self.model = model.eval()
         self.bos_id = bos_id
         self.forbidden_id = forbidden_id
-        self._require_plain_head()
+        if not self.head[0].is_meta:  # one to be looked at only
+            self._require_plain_head()
 
     @classmethod
     def from_pretrained(

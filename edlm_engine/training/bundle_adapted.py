@@ -46,7 +46,7 @@ def bundle_adapted(
     if config.weights != "low-rank":
         raise ValueError(f"run must be of low-rank weights, got {config.weights} at {run}")
     adapter = read_json(run / ADAPTER_CONFIG)
-    save_adapted(out, config, read_weights(run / ADAPTER), adapter=adapter, dtype=torch.bfloat16)
+    save_adapted(out, config, read_tensors(run / ADAPTER), adapter=adapter, dtype=torch.bfloat16)
     recipe = read_json(run / RECIPE)
     recipe["held_out"] = _measure(load_adapted(out, dtype=fast_dtype("cpu")), recipe, data, windows)
     write_json(out / RECIPE, recipe)

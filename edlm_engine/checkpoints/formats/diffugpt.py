@@ -51,7 +51,7 @@ class DiffuGPT:
         cls, prefix, embedding, bos_id = KINDS[kind]
         tensors = {
             _ours(name, prefix, embedding): tensor
-            for name, tensor in read_tensors(place).items()
+            for name, tensor in read_tensors(place, meta=request.meta).items()
             if not name.endswith(BUFFERS)
         }
         if embedding not in tensors and HEAD in tensors:

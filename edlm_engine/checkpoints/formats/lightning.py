@@ -56,6 +56,8 @@ class Lightning:
         config = plain(content.get("hyper_parameters", {})).get("config", {})
         sizes, causal = _sizes(config, place)
         tensors = content["state_dict"]
+        if request.meta:
+            tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
         if any(name.startswith("ebm.") for name in tensors):
             raise ValueError(f"{place} is an NCE energy of EDLM, which is not among the formats")
         tensors, prefix = strip_prefix(tensors, place)

@@ -70,7 +70,9 @@ class LLaDA:
                 new = f"model.layers.{layer}.{ours}.weight"
                 names[new] = f"{ROOT}blocks.{layer}.{theirs}.weight"
         back = {theirs: ours for ours, theirs in names.items()}
-        tensors = {back.get(name, name): t for name, t in read_tensors(place).items()}
+        tensors = {
+            back.get(name, name): t for name, t in read_tensors(place, meta=request.meta).items()
+        }
         model = cast(
             assemble("Llama", fields, tensors, path, lambda name: names.get(name, name)), request
         )

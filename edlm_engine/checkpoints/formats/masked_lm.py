@@ -6,10 +6,12 @@ around a text are put around what is generated.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from edlm_engine.checkpoints.hub_tokenizer import HubTokenizer, find_tokenizer
 from edlm_engine.checkpoints.registry import Loaded, Request, config_of
@@ -33,6 +35,7 @@ from edlm_engine.models.masked_lm import MaskedLM, MaskedLMWithHead, with_head
 
 ENDING = "ForMaskedLM"
 # Of the encoder's other uses, or of its pretraining: stored in many files and not needed here.
+OLD = re.compile(r"LayerNorm\.(gamma|beta)$")  # of the first files of BERT
 UNUSED = (".pooler.", ".seq_relationship.", ".contact_head.", ".position_ids", ".token_type_ids")
 
 
@@ -52,7 +55,7 @@ class MaskedLanguageModel:
     def load(self, place: Path, request: Request) -> Loaded:
         tokenizer = find_tokenizer(place)
         mask_id = mask_token(request, config_of(place), tokenizer, place)
-        model = _read(place)
+        model = _read(place, request.meta)
         special = () if tokenizer is None else tokenizer.special_ids
         denoiser = MaskedLM(
             model,
@@ -60,6 +63,8 @@ class MaskedLanguageModel:
             never_drawn=unused_ids(model.config.vocab_size, tokenizer, special),
             around=_around(tokenizer),
         )
+        if request.meta:
+            return Loaded(denoiser, tokenizer)
         denoiser = with_head(denoiser)
         if request.blocks is not None:
             cast_parameters(denoiser.model, request.blocks)
@@ -85,18 +90,21 @@ def _around(tokenizer: HubTokenizer | None) -> tuple[tuple[int, ...], tuple[int,
     return (() if before is None else (before,)), (() if after is None else (after,))
 
 
-def _read(place: Path) -> Any:
+def _read(place: Path, meta: bool) -> Any:
     """The model of transformers, strictly, in the dtype of the file."""
     path = require_weight_file(place)
     transformers = require_transformers(place)
-    tensors = read_tensors(place)
+    tensors = read_tensors(place, meta=meta)
     try:
         config = transformers.AutoConfig.from_pretrained(
             place, local_files_only=True, trust_remote_code=False
         )
-        cls = transformers.AutoModelForMaskedLM
+        cls = transformers.AutoModelForMaskedLM._model_mapping[type(config)]
+        if meta:
+            with torch.device("meta"):
+                return _checked(cls(config).eval(), tensors, path)
         with quietly():
-            model, report = cls._model_mapping[type(config)].from_pretrained(
+            model, report = cls.from_pretrained(
                 None,
                 config=config,
                 state_dict=tensors,
@@ -122,3 +130,18 @@ def _read(place: Path) -> Any:
         REMEDY,
     )
     return model.eval()
+
+
+def _checked(model: Any, tensors: dict[str, Tensor], path: Path) -> Any:
+    """A model without memory after a look at the names and shapes that are there for it."""
+    known = {name: value.shape for name, value in model.state_dict().items()}
+    renamed = {OLD.sub(_new, name): tensor for name, tensor in tensors.items()}
+    used = {n: t for n, t in renamed.items() if not any(part in f".{n}" for part in UNUSED)}
+    needed = {n for n, _ in model.named_parameters() if not any(p in f".{n}" for p in UNUSED)}
+    check_names("weights", needed | (set(used) & set(known)), set(used), path, REMEDY)
+    check_shapes(known, used, path, REMEDY)
+    return model
+
+
+def _new(match: re.Match) -> str:
+    return "LayerNorm.weight" if match[1] == "gamma" else "LayerNorm.bias"

@@ -42,7 +42,7 @@ class MDLM:
     def load(self, place: Path, request: Request) -> Loaded:
         path, config = require_weight_file(place), config_of(place)
         refuse(config, place)
-        tensors, prefix = strip_prefix(read_tensors(place), path)
+        tensors, prefix = strip_prefix(read_tensors(place, meta=request.meta), path)
         mask_id = config.get("mask_id", config.get("mask_token_id"))
         mask_id = mask_id if request.mask_id is None else request.mask_id
         model = build(tensors, path, _sizes(config, path.parent / CONFIG), mask_id, prefix)

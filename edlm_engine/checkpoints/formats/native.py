@@ -17,4 +17,6 @@ class Native:
         return place.is_dir() and config_of(place).get("architecture") in ARCHITECTURES
 
     def load(self, place: Path, request: Request) -> Loaded:
-        return Loaded(finish(load_model(place), request), find_tokenizer(place))
+        return Loaded(
+            finish(load_model(place, device=request.device), request), find_tokenizer(place)
+        )

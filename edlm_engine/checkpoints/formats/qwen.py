@@ -39,7 +39,7 @@ class QwenDiffusion:
     def load(self, place: Path, request: Request) -> Loaded:
         path, config = require_weight_file(place), config_of(place)
         kind, shifted = KINDS[config["model_type"]]
-        tensors = read_tensors(place)
+        tensors = read_tensors(place, meta=request.meta)
         tied = untie(tensors, EMBEDDING, bool(config.get("tie_word_embeddings", False)))
         fields = {**config, "tie_word_embeddings": tied, "use_sliding_window": False}
         for name in ("model_type", "auto_map", "architectures"):

@@ -92,7 +92,7 @@ class SMDM:
 
     def load(self, place: Path, request: Request) -> Loaded:
         path = require_weight_file(place)
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, meta=request.meta)
         fields = _fields(tensors, path)
         masked = fields["vocab_size"] == len(tensors[HEAD]) + 1
         if masked:  # the head has no row for the mask, which is never drawn

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.bundle import load_bundle
+from edlm_engine.checkpoints.describe import describe
 
 VOCAB, BOS, MASK = 8, 6, 7
 
@@ -117,3 +118,11 @@ def test_a_mask_that_nothing_names(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="names no mask token: give mask_id"):
         load_bundle(tmp_path)
+
+
+def test_described_as_loaded(tmp_path):
+    save(tmp_path, "gpt2")
+    place = tmp_path
+    facts, model = describe(place), load_bundle(place).denoiser
+    assert facts["missing"] == "nothing" and facts["mask"] == model.mask_id
+    assert (facts["length"], facts["vocabulary"]) == (model.length, model.vocab_size)

@@ -10,6 +10,7 @@ from tiny_llama import tiny_llama
 
 from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.bundle import load_bundle
+from edlm_engine.checkpoints.describe import describe
 
 VOCAB, MASK = 8, 5
 OPTIONS = {"rope_theta": 500000.0, "rms_norm_eps": 1e-5, "num_key_value_heads": 4}
@@ -115,3 +116,11 @@ def test_unexpected_weights_are_named(tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"unexpected weights \['extra'\]"):
         load_bundle(tmp_path)
+
+
+def test_described_as_loaded(tmp_path):
+    save(tmp_path)
+    place = tmp_path
+    facts, model = describe(place), load_bundle(place).denoiser
+    assert facts["missing"] == "nothing" and facts["mask"] == model.mask_id
+    assert (facts["length"], facts["vocabulary"]) == (model.length, model.vocab_size)

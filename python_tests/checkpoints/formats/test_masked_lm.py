@@ -24,6 +24,7 @@ from transformers import (
 
 from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.bundle import load_bundle, load_for_sampling
+from edlm_engine.checkpoints.describe import describe
 from edlm_engine.models.masked_lm import MaskedLM, MaskedLMWithHead, with_head
 
 TOKENS = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", "a", "b", "c", "d"]
@@ -191,6 +192,22 @@ def test_weights_of_other_uses_are_left_out(tmp_path):
     assert load_bundle(tmp_path).denoiser.mask_id == MASK
 
 
+@torch.no_grad()
+def test_names_of_the_first_files(tmp_path):
+    model = save(tmp_path, "bert")
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in weights.items()
+    }
+    save_file(old, tmp_path / "model.safetensors")
+    assert describe(tmp_path)["missing"] == "nothing"
+    logits, wanted = load_bundle(tmp_path).denoiser.logits(canvas()), own_logits(model, canvas())
+    torch.testing.assert_close(logits[..., 4:9], wanted[..., 4:9], rtol=0, atol=1e-4)
+
+
 def test_remote_code_is_no_format(tmp_path):
     save(tmp_path, "bert")
     config = json.loads((tmp_path / "config.json").read_text())
@@ -206,3 +223,11 @@ def test_bad_arguments_are_named():
     denoiser = with_head(MaskedLM(bert().eval(), mask_id=MASK, length=6))
     with pytest.raises(ValueError, match=r"xt must be integers with shape \[n, at most 6\]"):
         denoiser.logits(canvas())
+
+
+def test_described_as_loaded(tmp_path):
+    save(tmp_path, "bert")
+    place = tmp_path
+    facts, model = describe(place), load_bundle(place).denoiser
+    assert facts["missing"] == "nothing" and facts["mask"] == model.mask_id
+    assert (facts["length"], facts["vocabulary"]) == (model.length, model.vocab_size)

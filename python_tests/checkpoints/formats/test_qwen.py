@@ -19,6 +19,7 @@ from transformers import (
 
 from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.bundle import load_bundle
+from edlm_engine.checkpoints.describe import describe
 
 VOCAB, MASK = 8, 5  # tokens 0 to 4 of the tiny tokenizer, then its mask, then padding
 KINDS = {
@@ -120,3 +121,11 @@ def test_a_causal_model_is_no_denoiser(tmp_path):
     save_tiny_llama(tmp_path)
     with pytest.raises(ValueError, match=r"must hold a denoiser, it is a left-to-right model"):
         load_bundle(tmp_path)
+
+
+def test_described_as_loaded(tmp_path):
+    save(tmp_path, "a2d-qwen3", tied=True)
+    place = tmp_path
+    facts, model = describe(place), load_bundle(place).denoiser
+    assert facts["missing"] == "nothing" and facts["mask"] == model.mask_id
+    assert (facts["length"], facts["vocabulary"]) == (model.length, model.vocab_size)

@@ -8,6 +8,7 @@ from tiny_llama import tiny_llama
 
 from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.bundle import load_ar, load_bundle, load_for_sampling
+from edlm_engine.checkpoints.describe import describe
 from edlm_engine.checkpoints.formats import smdm
 
 VOCAB, HEADS = 7, 4  # without the mask
@@ -127,3 +128,10 @@ def test_a_truncated_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"mdm-0M-1e18.safetensors is damaged"):
         load_bundle(path)
+
+
+def test_described_as_loaded(tmp_path):
+    place = masked_file(tmp_path)
+    facts, model = describe(place), load_bundle(place).denoiser
+    assert facts["missing"] == "nothing" and facts["mask"] == model.mask_id
+    assert (facts["length"], facts["vocabulary"]) == (model.length, model.vocab_size)
