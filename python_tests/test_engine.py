@@ -656,8 +656,8 @@ def test_from_pretrained_errors(tmp_path):
         Engine.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r'energy must be "ar", "coar", .* got "nce"'):
         Engine.from_pretrained(energy="nce")
-    for dtype in ("float32", torch.int64):
-        with pytest.raises(TypeError, match=f"dtype must be None or a floating.* got {dtype!r}"):
+    for dtype in ("float33", torch.int64):
+        with pytest.raises(TypeError, match=f"dtype must be None, a floating.* got {dtype!r}"):
             Engine.from_pretrained(dtype=dtype)
 
 

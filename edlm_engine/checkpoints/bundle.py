@@ -149,7 +149,7 @@ def load_pair(
     scorer: Path | None = None
     if energy is not None and not (with_ar and adapted):
         searched = None if source is None else replace(source, subfolder=None, revision=None)
-        scorer = _beside(root, str(energy)) if with_ar else locate(energy, searched)
+        scorer = _beside(root, format, str(energy)) if with_ar else locate(energy, searched)
     loaded = format.load(denoiser_place, replace(request, with_ar=with_ar))
     denoiser, tokenizer, files = loaded.model, loaded.tokenizer, denoiser_place
     _require_denoiser(denoiser, denoiser_place, format)
@@ -173,9 +173,14 @@ def _root(path: str | Path | None, source: Source | None) -> Path:
     return locate(path, source)
 
 
-def _beside(root: Path, energy: str) -> Path:
-    """The AR model of the same folder, or, where checkpoints lie side by side, of the next."""
-    places = [root / "ar", root.parent / "ar"]
+def beside(root: Path, format: Format) -> list[Path]:
+    """Where the AR model of a denoiser may lie: inside, or in the next folder as others publish."""
+    own = format.name in ("native", "adapted")
+    return [root / "ar"] if own else [root / "ar", root.parent / "ar"]
+
+
+def _beside(root: Path, format: Format, energy: str) -> Path:
+    places = beside(root, format)
     for place in places:
         if place.is_dir():
             return place

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edlm_engine.checkpoints.bundle import beside
 from edlm_engine.checkpoints.hub import Source, locate
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
-from edlm_engine.checkpoints.registry import Request, find_format, is_scorer
+from edlm_engine.checkpoints.registry import Format, Request, find_format, is_scorer
 
 GIB = 2**30
 
@@ -31,7 +32,7 @@ def describe(name: str | Path, source: Source | None = None, **options: Any) -> 
     tokenizer = loaded.tokenizer or find_tokenizer(root)
     facts["tokenizer"] = "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens"
     if not is_scorer(loaded.model):
-        facts["energies"] = _energies(root, _largest_drawn(loaded.model))
+        facts["energies"] = _energies(root, format, _largest_drawn(loaded.model))
     return facts
 
 
@@ -64,10 +65,10 @@ def _largest_drawn(denoiser: Any) -> int:
     return max(i for i in range(denoiser.vocab_size) if i not in never)
 
 
-def _energies(root: Path, largest: int) -> dict[str, str]:
+def _energies(root: Path, format: Format, largest: int) -> dict[str, str]:
     """What an energy must know, and whether the AR models beside the denoiser do."""
     facts = {"needed": f"a left-to-right model of the same tokens, 0 to {largest}"}
-    for place in (root / "ar", root.parent / "ar"):
+    for place in beside(root, format):
         if place.is_dir():
             try:
                 known = find_format(place).load(place, Request(device="meta")).model.vocab_size

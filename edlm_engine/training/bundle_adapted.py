@@ -18,7 +18,6 @@ from edlm_engine.checkpoints.adapted import (
     save_adapted,
 )
 from edlm_engine.checkpoints.files import read_json, write_json
-from edlm_engine.checkpoints.weights import read_weights
 from edlm_engine.execution.dtype import fast_dtype
 from edlm_engine.training.corpus import (
     evaluation_windows,
@@ -46,7 +45,7 @@ def bundle_adapted(
     if config.weights != "low-rank":
         raise ValueError(f"run must be of low-rank weights, got {config.weights} at {run}")
     adapter = read_json(run / ADAPTER_CONFIG)
-    save_adapted(out, config, read_tensors(run / ADAPTER), adapter=adapter, dtype=torch.bfloat16)
+    save_adapted(out, config, read_weights(run / ADAPTER), adapter=adapter, dtype=torch.bfloat16)
     recipe = read_json(run / RECIPE)
     recipe["held_out"] = _measure(load_adapted(out, dtype=fast_dtype("cpu")), recipe, data, windows)
     write_json(out / RECIPE, recipe)

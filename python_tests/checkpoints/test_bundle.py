@@ -44,14 +44,8 @@ def test_bundle_of_three_parts(bundle_folder):
 def test_bundle_errors(bundle_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere: looked for"):
         load_bundle(tmp_path / "nowhere")
-    (tmp_path / "of").mkdir()
-    with pytest.raises(FileNotFoundError, match=r'dit/ar or .*/ar, .* give the folder .*"./ar"'):
-        load_bundle((bundle_folder / "denoiser").rename(tmp_path / "of" / "dit"), energy="ar")
-
-
-def test_an_ar_model_may_lie_beside_the_denoiser(bundle_folder):
-    beside = load_bundle(bundle_folder / "denoiser", energy="ar").ar
-    assert isinstance(beside, AutoregressiveTransformer)
+    with pytest.raises(FileNotFoundError, match=r'denoiser/ar, .* give the folder .*"./ar"'):
+        load_bundle(bundle_folder / "denoiser", energy="ar")
 
 
 def test_a_tokenizer_of_another_size(bundle_folder):

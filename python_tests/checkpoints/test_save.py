@@ -71,5 +71,5 @@ def test_dtypes_by_name(tmp_path, dtype):
         engine = Engine.from_pretrained(energy=None, torch_dtype=dtype)
         assert {p.dtype for p in engine.denoiser.parameters()} == {wanted}
         return
-    with pytest.raises(ValueError, match="dtype must be a floating dtype of torch or its name"):
+    with pytest.raises(TypeError, match="dtype must be None, a floating-point"):
         Engine.from_pretrained(dtype=dtype)
