@@ -86,7 +86,8 @@ def _engine(args: argparse.Namespace):
 
     from edlm_engine import Engine
 
-    options = {"device": args.device}
+    options = {"device": args.device, "weights": args.weights, "mask_id": args.mask_id}
+    options |= {"subfolder": args.subfolder, "revision": args.revision}
     if args.energy != "default":
         options["energy"] = None if args.energy == "none" else args.energy
     if args.dtype:
@@ -232,10 +233,31 @@ def _bench(args: argparse.Namespace) -> None:
     print(write_report([results], args.report))
 
 
+def _convert(args: argparse.Namespace) -> None:
+    from edlm_engine.checkpoints.convert import convert
+
+    options = {"weights": args.weights, "mask_id": args.mask_id}
+    kind = convert(args.source, args.target, _source(args), **options)
+    flag = "model" if kind == "denoiser" else "energy"
+    print(f"{kind}: edlm generate --{flag} {args.target}")
+
+
+def _source(args: argparse.Namespace):
+    from edlm_engine.checkpoints.hub import Source
+
+    return Source(subfolder=args.subfolder, revision=args.revision)
+
+
 def _info(args: argparse.Namespace) -> None:
     from edlm_engine import info
 
-    facts = info.collect()
+    if args.path is None:
+        facts = info.collect()
+    else:
+        from edlm_engine.checkpoints.describe import describe
+
+        options = {"weights": args.weights, "mask_id": args.mask_id}
+        facts = describe(args.path, _source(args), **options)
     print(json.dumps(facts, indent=2) if args.json else info.text(facts))
 
 
@@ -246,6 +268,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "demo": _demo,
     "bench": _bench,
+    "convert": _convert,
     "info": _info,
 }
 

@@ -125,17 +125,39 @@ def command_line() -> argparse.ArgumentParser:
     bench.add_argument("-k", dest="expression", help="pytest's -k: only some of the suites")
     bench.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
-    info = commands.add_parser("info", help="versions, processor, backends, bundled model")
+    convert = commands.add_parser("convert", help="write a checkpoint in this project's layout")
+    convert.add_argument("source", help="folder, file or hub id of a model")
+    convert.add_argument("target", type=Path, help="folder to write, new or empty")
+    _add_source_options(convert)
+
+    info = commands.add_parser(
+        "info", help="versions, processor, backends, bundled model; or what a checkpoint is"
+    )
+    info.add_argument("path", nargs="?", help="folder, file or hub id of a model")
+    _add_source_options(info)
     info.add_argument("--json", action="store_true", help="one JSON object")
     return parser
 
 
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subfolder", help="inside the repository or folder")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="of a .ckpt (default ema)"
+    )
+    parser.add_argument("--mask-id", type=int, help="mask token, where the files name none")
+
+
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="folder of a denoiser (default: the bundled model)")
+    parser.add_argument(
+        "--model", help="folder, file or hub id of a denoiser (default: the bundled model)"
+    )
+    _add_source_options(parser)
     parser.add_argument(
         "--energy",
         default="default",
-        help='"ar", "coar", "none" or the folder of an AR model (default: ar for the bundled one)',
+        help='"ar", "coar", "none", or the folder, file or hub id of an AR model (default: ar for '
+        "the bundled one)",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument(

@@ -18,6 +18,7 @@ from edlm_engine.checkpoints.adapted import (
     save_adapted,
 )
 from edlm_engine.checkpoints.files import read_json, write_json
+from edlm_engine.checkpoints.weights import read_weights
 from edlm_engine.execution.dtype import fast_dtype
 from edlm_engine.training.corpus import (
     evaluation_windows,
