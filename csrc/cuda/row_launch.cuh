@@ -16,16 +16,19 @@ inline constexpr int64_t kSharedBytes = 48 * 1024;
 
 struct RowPlan {
   bool short_rows, split;
+  int64_t shared;     // doubles of a block's shared memory
   int64_t workspace;  // doubles of device memory; 0 where shared memory holds the sums
 };
 
-// `one_pass`: the row is summed once, so that other blocks can do it beforehand.
-inline RowPlan row_plan(int64_t rows, int64_t vocab, bool cells, bool one_pass) {
-  const int64_t size = sums_size(vocab, cells);
-  const bool short_rows = vocab <= kShortRow;
-  const bool fits = size * int64_t(sizeof(double)) <= kSharedBytes;
-  const bool split = !short_rows && one_pass && (rows < kFewRows || !fits);
-  return {short_rows, split, split || !fits ? rows * size : 0};
+// `more`: doubles of shared memory that a row wants besides its sums. Then it has a block, however
+// short it is.
+inline RowPlan row_plan(int64_t rows, int64_t vocab, int64_t more) {
+  const int64_t size = sums_size(vocab);
+  const bool short_rows = vocab <= kShortRow && more == 0;
+  const bool fits = (size + more) * int64_t(sizeof(double)) <= kSharedBytes;
+  const bool split = !short_rows && (rows < kFewRows || !fits);
+  const int64_t sums = split ? 0 : size * (short_rows ? Team<1>::kPerBlock : 1);
+  return {short_rows, split, sums + more, split ? rows * size : 0};
 }
 
 // A kernel of (args, workspace, summed), as it is for short rows and for long ones.
@@ -34,18 +37,17 @@ using RowKernel = void (*)(Args, double*, bool);
 
 template <class T, class Args>
 Status launch_rows(RowKernel<Args> short_kernel, RowKernel<Args> long_kernel, const Args& args,
-                   const RowPlan& plan, bool cells, void* workspace, void* stream) {
-  double* const memory = plan.workspace ? static_cast<double*>(workspace) : nullptr;
-  const int64_t bytes = memory ? 0 : sums_size(args.vocab, cells) * int64_t(sizeof(double));
+                   const RowPlan& plan, void* workspace, void* stream) {
+  double* const memory = plan.split ? static_cast<double*>(workspace) : nullptr;
+  const int64_t bytes = plan.shared * int64_t(sizeof(double));
   if (plan.short_rows) {
-    constexpr int kRows = Team<1>::kPerBlock;
-    return launch(short_kernel, ceil_div(args.rows, kRows), Team<1>::kThreads, bytes * kRows,
+    return launch(short_kernel, ceil_div(args.rows, Team<1>::kPerBlock), Team<1>::kThreads, bytes,
                   stream, args, memory, false);
   }
   if (plan.split) {
     const int64_t warps = args.rows * chunks_of(args.vocab);
     const Status status = launch(sum_rows_kernel<T, Args>, ceil_div(warps * kLanes, kSumThreads),
-                                 kSumThreads, 0, stream, args, memory, cells);
+                                 kSumThreads, 0, stream, args, memory);
     if (!status) return status;
   }
   return launch(long_kernel, args.rows, Team<kWarpsPerRow>::kThreads, bytes, stream, args, memory,

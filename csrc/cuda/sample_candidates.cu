@@ -6,7 +6,7 @@ namespace edlm::cuda {
 namespace {
 
 RowPlan plan_of(const SampleCandidatesArgs& args) {
-  return row_plan(args.rows, args.vocab, /*cells=*/true, /*one_pass=*/args.top_p >= 1);
+  return row_plan(args.rows, args.vocab, args.top_p < 1 ? kNucleusSize : 0);
 }
 
 }  // namespace
@@ -18,8 +18,13 @@ int64_t sample_candidates_workspace(const SampleCandidatesArgs& args) {
 Status sample_candidates(const SampleCandidatesArgs& args, void* workspace, void* stream) {
   return with_dtype(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch_rows<T>(sample_candidates_kernel<T, 1>, sample_candidates_kernel<T, kWarpsPerRow>,
-                          args, plan_of(args), /*cells=*/true, workspace, stream);
+    constexpr RowKernel<SampleCandidatesArgs> kShort = sample_candidates_kernel<T, 1, false>,
+                                              kLong =
+                                                  sample_candidates_kernel<T, kWarpsPerRow, false>,
+                                              kNucleus =
+                                                  sample_candidates_kernel<T, kWarpsPerRow, true>;
+    return launch_rows<T>(kShort, args.top_p < 1 ? kNucleus : kLong, args, plan_of(args), workspace,
+                          stream);
   });
 }
 

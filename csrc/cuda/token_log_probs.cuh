@@ -13,17 +13,17 @@ token_log_probs_kernel(TokenLogProbsArgs args, double* workspace, bool summed) {
   const int64_t r = Team<kWarps>::row();
   if (r >= args.rows) return;
   const Row<T> row = row_of<T>(args, r);
-  const RowSums sums = team_sums<kWarps>(args.vocab, false, workspace);
-  if (!summed) sum_row<kWarps>(row, sums);
-  if (Team<kWarps>::warp() != 0) return;
-  const RowTotal total = row_total(row, sums);
-  if (lane() != 0) return;
   const int64_t target = args.targets[r];
-  const bool good = total.sum > 0 && target >= 0 && target < args.vocab;
-  args.log_probs[r] = !good ? kNaN
-                      : target == args.forbidden_id
-                          ? -kInf
-                          : log_prob(row, row.logit(target), total.reference, log(total.sum));
+  const bool inside = target >= 0 && target < args.vocab;
+  const float logit = inside ? row.logit(target) : kNaN;
+  const RowSums sums = team_sums<kWarps>(args.vocab, workspace);
+  sum_row<kWarps>(row, sums, summed);
+  if (Team<kWarps>::warp() != 0) return;
+  const RowTotal total = add_chunks(row, sums);
+  if (lane() != 0) return;
+  args.log_probs[r] = !(inside && total.sum > 0)    ? kNaN
+                      : target == args.forbidden_id ? -kInf
+                                                    : log_prob(row, logit, total);
 }
 
 }  // namespace edlm::cuda

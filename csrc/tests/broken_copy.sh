@@ -5,11 +5,11 @@ case $3 in
   removed_barrier)
     file=row_pass.cuh edit='/^  Team<kWarps>::sync();$/d' ;;
   removed_barrier_between_passes)
-    file=sample_candidates.cuh edit='/if (more) Team<kWarps>::sync();/d' ;;
+    file=nucleus.cuh edit='/digit = digit/,/sync_block/{/sync_block/d}' ;;
   32_bit_row_index)
-    file=row_pass.cuh edit='s/ + r \* args\.row_stride;/ + uint32_t(r * args.row_stride);/' ;;
+    file=row.cuh edit='s/ + r \* args\.row_stride;/ + uint32_t(r * args.row_stride);/' ;;
   off_by_one_at_the_last_cell)
-    file=row_pass.cuh edit='s/if (id >= vocab ||/if (id >= vocab - 1 ||/' ;;
+    file=row.cuh edit='s/return id < vocab ?/return id < vocab - 1 ?/' ;;
   *)
     echo "unknown fault $3" >&2
     exit 1 ;;

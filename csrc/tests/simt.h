@@ -9,6 +9,7 @@
 // Here are the host twins of all the names in csrc/cuda/device.cuh.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -38,7 +39,11 @@ struct Words {
 };
 const Words& exchange(const char* operation, uint64_t mine);
 
-void record(const void* address, bool write);
+// Calls of load16, to count reads by.
+int64_t& wide_loads();
+
+enum class Kind { kRead, kWrite, kAtomic };
+void record(const void* address, Kind kind);
 
 void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
 
@@ -47,6 +52,7 @@ void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<
 namespace edlm::cuda {
 
 inline constexpr int kLanes = 32;
+#define EDLM_UNROLL(count)
 
 struct alignas(16) Bytes16 {
   uint32_t word[4];
@@ -59,11 +65,11 @@ class SharedPtr {
    public:
     explicit Element(T* at) : at_(at) {}
     operator T() const {
-      simt::record(at_, false);
+      simt::record(at_, simt::Kind::kRead);
       return *at_;
     }
     Element& operator=(T value) {
-      simt::record(at_, true);
+      simt::record(at_, simt::Kind::kWrite);
       *at_ = value;
       return *this;
     }
@@ -124,11 +130,29 @@ inline uint32_t ballot(bool vote) {
   for (int i = 0; i < kLanes; ++i) bits |= uint32_t(votes.word[i]) << i;
   return bits;
 }
+inline int32_t warp_max_int(int32_t value) {
+  const simt::Words& all = simt::exchange("warp_max_int", uint32_t(value));
+  for (int i = 0; i < kLanes; ++i) value = std::max(value, int32_t(uint32_t(all.word[i])));
+  return value;
+}
+inline void atomic_add(SharedPtr<uint64_t> to, int i, uint64_t value) {
+  simt::record(to.get() + i, simt::Kind::kAtomic);
+  to.get()[i] += value;
+}
+inline void atomic_min(SharedPtr<uint32_t> to, int i, uint32_t value) {
+  simt::record(to.get() + i, simt::Kind::kAtomic);
+  to.get()[i] = std::min(to.get()[i], value);
+}
+inline void atomic_max(SharedPtr<uint32_t> to, int i, uint32_t value) {
+  simt::record(to.get() + i, simt::Kind::kAtomic);
+  to.get()[i] = std::max(to.get()[i], value);
+}
 inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
 inline int highest_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }
 
 inline Bytes16 load16(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16) simt::faults().push_back("load16 is not aligned");
+  ++simt::wide_loads();
   Bytes16 bytes;
   memcpy(&bytes, from, sizeof bytes);
   return bytes;
@@ -137,6 +161,8 @@ inline uint32_t funnel_right(uint32_t low, uint32_t high, int bits) {
   return uint32_t((uint64_t{high} << 32 | low) >> bits);
 }
 inline float exp2_approx(float x) { return x < -126 ? 0.0f : std::exp2(x); }
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline double reciprocal(double x) { return 1.0 / x; }
 template <class T>
 float widen(T value) {
   return to_float(value);

@@ -6,6 +6,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -13,6 +14,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -86,6 +88,13 @@ struct Matrix {
     } else {
       memcpy(logits + 2 * i, &half, 2);
     }
+  }
+  float get(int64_t row, int64_t id) const {
+    const char* const at = logits + (row * row_stride + id) * edlm::size_of(dtype);
+    if (dtype == DType::kFloat32) return *reinterpret_cast<const float*>(at);
+    const uint16_t half = *reinterpret_cast<const uint16_t*>(at);
+    return dtype == DType::kBFloat16 ? edlm::to_float(edlm::BFloat16{half})
+                                     : edlm::to_float(edlm::Float16{half});
   }
   void set(int64_t row, int64_t id, float value) { put(row * row_stride + id, value); }
   void fill(float scale, unsigned seed) {
@@ -242,23 +251,30 @@ void unaligned_rows() {
   }
 }
 
+// Also more than a block's or a warp's uniforms at once.
 void numbers_of_candidates() {
-  Matrix m(DType::kBFloat16, 3, 4500, 1, 1);
-  m.fill(2, 9);
-  const Draws all = sample(Cuda{}, m, {.num_candidates = 17});
-  for (int64_t k = 1; k <= 17; ++k) {
-    const Options o = {.num_candidates = k};
-    const Draws some = sample(Cuda{}, m, o);
-    bool prefix = true;
-    for (int64_t r = 0; r < m.rows; ++r) {
-      for (int64_t j = 0; j < k; ++j) {
-        prefix = prefix && some.tokens[r * k + j] == all.tokens[r * 17 + j] &&
-                 some.log_q[r * k + j] == all.log_q[r * 17 + j];
+  for (const int64_t vocab : {28, 1500, 4500}) {
+    const int64_t most = vocab < 100 ? 70 : 17;
+    Matrix m(DType::kBFloat16, 3, vocab, 1, 1);
+    m.fill(2, 9);
+    const Draws all = sample(Cuda{}, m, {.num_candidates = most});
+    for (int64_t k = 1; k <= most; k += most / 17) {
+      const Options o = {.num_candidates = k};
+      const Draws some = sample(Cuda{}, m, o);
+      bool prefix = true;
+      for (int64_t r = 0; r < m.rows; ++r) {
+        for (int64_t j = 0; j < k; ++j) {
+          prefix = prefix && some.tokens[r * k + j] == all.tokens[r * most + j] &&
+                   some.log_q[r * k + j] == all.log_q[r * most + j];
+        }
       }
+      expect(prefix, "a candidate does not depend on K");
     }
-    expect(prefix, "a candidate does not depend on K");
+    agree(m, {.num_candidates = most});
   }
-  agree(m, {.num_candidates = 17});
+  Matrix one(DType::kFloat32, 1, 4500, 0, 0);
+  one.fill(2, 10);
+  agree(one, {.num_candidates = 300}, "more candidates than threads");
 }
 
 void forbidden_tokens_and_temperatures() {
@@ -277,6 +293,21 @@ void forbidden_tokens_and_temperatures() {
       m.set(1, 18, dtype == DType::kFloat16 ? -6e4f : -3e38f);
       agree(m, {.forbidden_id = 3, .temperature = float(temperature)},
             "temperature " + std::to_string(temperature));
+    }
+  }
+}
+
+// Scaled references of any size: rounded into one multiply-add where that is harmless, else not.
+void extreme_scales() {
+  for (const int64_t vocab : {600, 6000}) {
+    for (const float spread : {1e-3f, 1.0f, 1e6f}) {
+      for (const float temperature : {1e-30f, 1e-4f, 0.05f, 1e4f, 1e30f}) {
+        Matrix m(DType::kFloat32, 2, vocab, 1, 0);
+        m.fill(spread, 17);
+        for (int64_t v = 0; v < vocab; v += 3) m.set(1, v, -5000 * spread);
+        agree(m, {.num_candidates = 4, .temperature = temperature},
+              "spread " + std::to_string(spread) + " T " + std::to_string(temperature));
+      }
     }
   }
 }
@@ -347,6 +378,39 @@ void nucleus() {
   expect(seen[0][0] && seen[0][1] && seen[1][0] && seen[1][1],
          "all of the nucleus's ties are kept");
   expect_no_faults("nucleus");
+}
+
+// The row's tokens, a digit or two of the weights, the row's sums: four reads, and a fifth where
+// weights that differ by less than 2^-16 lie about the boundary.
+void reads_of_a_nucleus() {
+  for (const DType dtype : kDTypes) {
+    for (const bool near : {false, true}) {
+      const int64_t vocab = 5 * 1024;
+      Matrix m(dtype, 1, vocab, 0, 0);
+      m.fill(near ? 1e-3f : 3, 23);
+      const int64_t loads = vocab * edlm::size_of(dtype) / 16;
+      simt::wide_loads() = 0;
+      const Draws draws = sample(Cuda{}, m, {.num_candidates = 1, .top_p = 0.7f});
+      expect(simt::wide_loads() > loads && simt::wide_loads() <= (near ? 5 : 4) * loads,
+             "reads of a nucleus: " + std::to_string(simt::wide_loads() / loads));
+      // Rounding orders weights that are nearly the same, so only the nucleus's size is sure.
+      std::vector<double> weights;
+      for (int64_t v = 0; v < vocab; ++v) weights.push_back(std::exp(double(m.get(0, v))));
+      std::sort(weights.begin(), weights.end(), std::greater<>());
+      const double wanted = 0.7f * std::accumulate(weights.begin(), weights.end(), 0.0);
+      double sum = 0;
+      double last = 0;
+      for (const double weight : weights) {
+        if (sum >= wanted && weight < last) break;
+        sum += last = weight;
+      }
+      const double log_q = double(m.get(0, draws.tokens[0])) - std::log(sum);
+      expect(std::fabs(draws.log_q[0] - log_q) < (near ? 1e-3 : 2e-6),
+             "size of a nucleus: " + name_of(m) + std::to_string(draws.log_q[0]) + " and " +
+                 std::to_string(log_q));
+    }
+  }
+  expect_no_faults("reads of a nucleus");
 }
 
 void bad_rows() {
@@ -566,8 +630,10 @@ constexpr Case kCases[] = {
     {"unaligned_rows", unaligned_rows},
     {"numbers_of_candidates", numbers_of_candidates},
     {"forbidden_tokens_and_temperatures", forbidden_tokens_and_temperatures},
+    {"extreme_scales", extreme_scales},
     {"peaks_and_holes", peaks_and_holes},
     {"nucleus", nucleus},
+    {"reads_of_a_nucleus", reads_of_a_nucleus},
     {"bad_rows", bad_rows},
     {"no_rows", no_rows},
     {"few_rows_as_many", few_rows_as_many},
