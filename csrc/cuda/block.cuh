@@ -44,7 +44,7 @@ template <class T>
 EDLM_DEVICE T warp_prefix_sum(T value) {
   for (int d = 1; d < kLanes; d *= 2) {
     const T below = shuffle_up(value, d);
-    if (lane() >= d) value += below;
+    value += lane() >= d ? below : T{0};
   }
   return value;
 }
@@ -91,14 +91,14 @@ EDLM_DEVICE Pick warp_pick(double weight, double share) {
 // The same over weights whose inclusive prefix sums are known, for what is left of a uniform of
 // the whole.
 EDLM_DEVICE Pick warp_pick_from_sums(SharedPtr<double> prefix_sums, SharedPtr<double> weights,
-                                     int64_t count, double rest) {
-  int64_t last = 0;
-  for (int64_t begin = 0; begin < count; begin += kLanes) {
-    const int64_t i = begin + lane();
+                                     int count, double rest) {
+  int last = 0;
+  for (int begin = 0; begin < count; begin += kLanes) {
+    const int i = begin + lane();
     const bool positive = i < count && weights[i] > 0;
     const uint32_t beyond = ballot(positive && rest < prefix_sums[i]);
     if (beyond) {
-      const int64_t chosen = begin + lowest_bit(beyond);
+      const int chosen = begin + lowest_bit(beyond);
       const double left = chosen ? rest - prefix_sums[chosen - 1] : rest;
       return {chosen, left > 0 ? left * reciprocal(weights[chosen]) : 0.0};
     }

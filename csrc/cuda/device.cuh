@@ -119,14 +119,57 @@ EDLM_DEVICE uint32_t max_of_pairs(uint32_t a, uint32_t b, Float16) {
   return max;
 }
 
+// For kernels that launch_dependent() starts early. Else both return at once.
+EDLM_DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+EDLM_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count > 0 ? count : 1;
+}
+
+template <class... Params, class... Args>
+Status launch_with(cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(Params...),
+                   int64_t blocks, int threads, int64_t shared_bytes, void* stream,
+                   const Args&... args) {
+  if (blocks == 0) return {};
+  if (blocks > INT32_MAX) return {Code::kDevice, cudaErrorInvalidConfiguration};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  config.numAttrs = count;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+  return error == cudaSuccess ? Status{} : Status{Code::kDevice, error};
+}
+
 template <class... Params, class... Args>
 Status launch(void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes,
               void* stream, const Args&... args) {
-  if (blocks == 0) return {};
-  if (blocks > INT32_MAX) return {Code::kDevice, cudaErrorInvalidConfiguration};
-  kernel<<<unsigned(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? Status{} : Status{Code::kDevice, error};
+  return launch_with(nullptr, 0, kernel, blocks, threads, shared_bytes, stream, args...);
+}
+
+// May start before the kernel launched before it on the stream has ended: wait_for_previous_kernel
+// stands before the first read of what that one wrote.
+template <class... Params, class... Args>
+Status launch_dependent(void (*kernel)(Params...), int64_t blocks, int threads,
+                        int64_t shared_bytes, void* stream, const Args&... args) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return launch_with(&attribute, 1, kernel, blocks, threads, shared_bytes, stream, args...);
 }
 
 }  // namespace edlm::cuda

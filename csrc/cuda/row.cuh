@@ -17,7 +17,7 @@ inline constexpr int kSpan = 16 / int(sizeof(T));
 template <class T>
 inline constexpr int kSpans = kLanes / kSpan<T>;
 
-EDLM_HD int64_t chunks_of(int64_t vocab) { return ceil_div(vocab, kWarpChunk); }
+EDLM_HD constexpr int chunks_of(int vocab) { return (vocab + kWarpChunk - 1) / kWarpChunk; }
 
 EDLM_DEVICE float minus_inf(float) { return -kInf; }
 EDLM_DEVICE BFloat16 minus_inf(BFloat16) { return {0xff80}; }
@@ -27,19 +27,19 @@ EDLM_DEVICE Float16 minus_inf(Float16) { return {0xfc00}; }
 template <class T, bool kNucleus = false>
 struct Row {
   const T* logits;  // [vocab]
-  int64_t vocab;
-  int64_t forbidden_id;   // read as -inf; -1 for none
+  int vocab;
+  int forbidden_id;       // read as -inf; -1 for none
   float inv_temperature;  // 1 / T
   float scale;            // log2(e) / T
   float floor = -kInf;    // tokens of a smaller logit are read as -inf
 
-  EDLM_DEVICE bool allows(int64_t id, float logit) const {
+  EDLM_DEVICE bool allows(int id, float logit) const {
     return id != forbidden_id && !(kNucleus && logit < floor);
   }
   // What is in memory for a token, or -inf beyond the row.
-  EDLM_DEVICE T stored(int64_t id) const { return id < vocab ? logits[id] : minus_inf(T{}); }
+  EDLM_DEVICE T stored(int id) const { return id < vocab ? logits[id] : minus_inf(T{}); }
   // What is read for it: -inf where the row must not mean it.
-  EDLM_DEVICE float logit(int64_t id) const {
+  EDLM_DEVICE float logit(int id) const {
     const float logit = widen(stored(id));
     return allows(id, logit) ? logit : -kInf;
   }
@@ -48,10 +48,9 @@ struct Row {
 template <class T, bool kNucleus = false, class Args>
 EDLM_DEVICE Row<T, kNucleus> row_of(const Args& args, int64_t r) {
   const float inv_temperature = 1.0f / args.temperature;
-  const float scale = inv_temperature * 1.44269504f;
   const T* logits = static_cast<const T*>(args.logits) + r * args.row_stride;
-  // A temperature so low that the scale overflows must not turn a gap of 0 into NaN.
-  return {logits, args.vocab, args.forbidden_id, inv_temperature, scale < 3e38f ? scale : 3e38f};
+  return {logits, int(args.vocab), int(args.forbidden_id), inv_temperature,
+          inv_temperature * 1.44269504f};
 }
 
 // Moves every span down by 4 * kWords bytes and `bits` of the next 4, bits < 32: `next` holds the
@@ -107,7 +106,7 @@ EDLM_DEVICE float largest(const Bytes16 (&spans)[4], Half) {
 
 // kSpan tokens from `first` on, of which some may lie beyond the row. No byte outside is read.
 template <class T, bool kNucleus>
-EDLM_DEVICE Bytes16 load_span(const Row<T, kNucleus>& row, int64_t first) {
+EDLM_DEVICE Bytes16 load_span(const Row<T, kNucleus>& row, int first) {
   Bytes16 bytes = {};
   for (int i = 0; i < kSpan<T>; ++i) put(bytes, i, row.stored(first + i));
   return bytes;
@@ -115,7 +114,7 @@ EDLM_DEVICE Bytes16 load_span(const Row<T, kNucleus>& row, int64_t first) {
 
 // Makes -inf of what the row must not mean, in registers.
 template <class T, bool kNucleus>
-EDLM_DEVICE void hide(const Row<T, kNucleus>& row, int64_t first, Bytes16& span) {
+EDLM_DEVICE void hide(const Row<T, kNucleus>& row, int first, Bytes16& span) {
   float logits[kSpan<T>];
   unpack(span, logits, T{});
   for (int i = 0; i < kSpan<T>; ++i) {
@@ -126,10 +125,9 @@ EDLM_DEVICE void hide(const Row<T, kNucleus>& row, int64_t first, Bytes16& span)
 // The tokens of a chunk that this lane holds: kSpan from `begin + lane * kSpan` on, and so on every
 // 32 * kSpan tokens.
 template <class T, bool kNucleus>
-EDLM_DEVICE void load_chunk(const Row<T, kNucleus>& row, int64_t begin,
-                            Bytes16 (&spans)[kSpans<T>]) {
+EDLM_DEVICE void load_chunk(const Row<T, kNucleus>& row, int begin, Bytes16 (&spans)[kSpans<T>]) {
   constexpr int kStride = kLanes * kSpan<T>;
-  const int64_t first = begin + lane() * kSpan<T>;
+  const int first = begin + lane() * kSpan<T>;
   const T* const mine = row.logits + first;
   const int phase = int(reinterpret_cast<uintptr_t>(row.logits) % 16);
   const int margin = phase ? kSpan<T> : 0;

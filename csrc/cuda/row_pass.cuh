@@ -24,26 +24,31 @@ struct RowSums {
   SharedPtr<float> cell_sum;         // [chunks * 32]
 };
 
-// Doubles of memory that the sums of one row take.
-EDLM_HD int64_t sums_size(int64_t vocab) {
-  const int64_t chunks = chunks_of(vocab);
-  return 3 + 2 * chunks + ceil_div(chunks, 2) + chunks * kLanes / 2;
+// Doubles of memory: what a read of the row leaves, and what is made of it.
+EDLM_HD int read_size(int vocab) {
+  const int chunks = chunks_of(vocab);
+  return (chunks + 1) / 2 + chunks * kLanes / 2;
+}
+EDLM_HD int sums_size(int vocab) { return 3 + 2 * chunks_of(vocab); }
+
+// `read` holds cells and references, `made` the rest.
+EDLM_DEVICE RowSums sums_at(SharedPtr<double> read, SharedPtr<double> made, int vocab) {
+  const int chunks = chunks_of(vocab);
+  const SharedPtr<float> cells = SharedPtr<float>(read);
+  return {made, made + 3, made + 3 + chunks, cells + chunks * kLanes, cells};
 }
 
-EDLM_DEVICE RowSums sums_at(SharedPtr<double> memory, int64_t vocab) {
-  const int64_t chunks = chunks_of(vocab);
-  const SharedPtr<float> cells = SharedPtr<float>(memory + 3 + 2 * chunks);
-  return {memory, memory + 3, memory + 3 + chunks, cells + chunks * kLanes, cells};
-}
-
-// The place of this team's row: in `workspace`, or in shared memory where that is null.
-template <int kWarps>
-EDLM_DEVICE RowSums team_sums(int64_t vocab, double* workspace) {
-  const int64_t size = sums_size(vocab);
-  const SharedPtr<double> memory = workspace
-                                       ? SharedPtr<double>(workspace + Team<kWarps>::row() * size)
-                                       : dynamic_shared() + Team<kWarps>::place() * size;
-  return sums_at(memory, vocab);
+// A team's row. What is read is in shared memory too, unless the row is split: then in `workspace`.
+template <int kWarps, bool kSplit>
+EDLM_DEVICE RowSums team_sums(int vocab, double* workspace) {
+  const int read = read_size(vocab), made = sums_size(vocab);
+  const SharedPtr<double> shared =
+      dynamic_shared() + Team<kWarps>::place() * (made + (kSplit ? 0 : read));
+  if constexpr (kSplit) {
+    return sums_at(SharedPtr<double>(workspace + Team<kWarps>::row() * read), shared, vocab);
+  } else {
+    return sums_at(shared + made, shared, vocab);
+  }
 }
 
 // The weights of one chunk, exp((logit - reference) / T), all of them times 2^excess. Relative
@@ -90,14 +95,14 @@ EDLM_DEVICE float cell_of(const Bytes16 (&spans)[kSpans<T>], const ChunkScale& s
   for (int s = 0; s < kSpans<T>; ++s) {
     float logits[kSpan<T>];
     unpack(spans[s], logits, T{});
-    part[s] = 0;
-    for (int i = 0; i < kSpan<T>; ++i) part[s] += scale.weight_as<kFused>(logits[i]);
+    part[s] = scale.weight_as<kFused>(logits[0]);
+    for (int i = 1; i < kSpan<T>; ++i) part[s] += scale.weight_as<kFused>(logits[i]);
   }
   return transposed_sum(part);
 }
 
 template <class T, bool kNucleus>
-EDLM_DEVICE void sum_chunk(const Row<T, kNucleus>& row, int64_t chunk, const RowSums& sums) {
+EDLM_DEVICE void sum_chunk(const Row<T, kNucleus>& row, int chunk, const RowSums& sums) {
   Bytes16 spans[kSpans<T>];
   load_chunk(row, chunk * kWarpChunk, spans);
   const float top = warp_max(largest(spans, T{}));
@@ -110,11 +115,11 @@ EDLM_DEVICE void sum_chunk(const Row<T, kNucleus>& row, int64_t chunk, const Row
 
 // Adds the cells of this warp's chunks in fp64, eight lanes to a chunk.
 template <int kWarps>
-EDLM_DEVICE void add_cells(int64_t chunks, const RowSums& sums) {
+EDLM_DEVICE void add_cells(int chunks, const RowSums& sums) {
   constexpr int kTogether = 4;
   EDLM_UNROLL(1)
-  for (int64_t c = Team<kWarps>::warp(); c < chunks; c += kTogether * kWarps) {
-    const int64_t chunk = c + lane() / 8 * kWarps;
+  for (int c = Team<kWarps>::warp(); c < chunks; c += kTogether * kWarps) {
+    const int chunk = c + lane() / 8 * kWarps;
     double sum = 0;
     if (chunk < chunks) {
       // From a cell of one's own on, so that the lanes read from different banks.
@@ -126,18 +131,12 @@ EDLM_DEVICE void add_cells(int64_t chunks, const RowSums& sums) {
   }
 }
 
-// All of a row's chunks, dealt to the warps of its team. Ends with the sums visible to all of them.
-// `summed`: the cells are there already.
+// All of a row's chunks, dealt to the warps of its team.
 template <int kWarps, class T, bool kNucleus>
-EDLM_DEVICE void sum_row(const Row<T, kNucleus>& row, const RowSums& sums, bool summed) {
-  const int64_t chunks = chunks_of(row.vocab);
-  if (!summed) {
-    EDLM_UNROLL(1)
-    for (int64_t c = Team<kWarps>::warp(); c < chunks; c += kWarps) sum_chunk(row, c, sums);
-    sync_warp();
-  }
-  add_cells<kWarps>(chunks, sums);
-  Team<kWarps>::sync();
+EDLM_DEVICE void read_row(const Row<T, kNucleus>& row, const RowSums& sums) {
+  EDLM_UNROLL(1)
+  for (int c = Team<kWarps>::warp(); c < chunks_of(row.vocab); c += kWarps) sum_chunk(row, c, sums);
+  sync_warp();
 }
 
 // A row's total over its chunks.
@@ -150,17 +149,17 @@ struct RowTotal {
 // One warp's work. Leaves the chunks' weights relative to the row's reference in chunk_sum.
 template <class Row>
 EDLM_DEVICE RowTotal add_chunks(const Row& row, const RowSums& sums) {
-  const int64_t chunks = chunks_of(row.vocab);
+  const int chunks = chunks_of(row.vocab);
   float reference = -kInf;
   EDLM_UNROLL(1)
-  for (int64_t c = lane(); c < chunks; c += kLanes) {
+  for (int c = lane(); c < chunks; c += kLanes) {
     reference = max_of(reference, sums.chunk_reference[c]);
   }
   reference = warp_max(reference);
   double total = 0;
   EDLM_UNROLL(1)
-  for (int64_t begin = 0; begin < chunks; begin += kLanes) {
-    const int64_t c = begin + lane();
+  for (int begin = 0; begin < chunks; begin += kLanes) {
+    const int c = begin + lane();
     double weight = 0;
     if (c < chunks) {
       const float top = sums.chunk_reference[c];
@@ -178,9 +177,12 @@ EDLM_DEVICE RowTotal add_chunks(const Row& row, const RowSums& sums) {
   return {reference, total, log(total)};
 }
 
-// For all the team: one warp adds, which leaves the others' share of the processor to other rows.
+// For all the team, after the read: one warp adds, which leaves the others' share of the processor
+// to other rows.
 template <int kWarps, class Row>
 EDLM_DEVICE RowTotal row_total(const Row& row, const RowSums& sums) {
+  add_cells<kWarps>(chunks_of(row.vocab), sums);
+  Team<kWarps>::sync();
   if constexpr (kWarps == 1) {
     const RowTotal total = add_chunks(row, sums);
     sync_warp();
@@ -207,16 +209,17 @@ EDLM_DEVICE float log_prob(const Row& row, float logit, const RowTotal& total) {
   return float(value < 0 ? value : 0.0);
 }
 
-// Few rows: their chunks over many blocks, one chunk to a warp, sums to a workspace.
+// Few rows: their chunks over many blocks, one chunk to a warp, to a workspace.
 template <class T, class Args>
 EDLM_KERNEL(kSumThreads, kBlocks<T>)
 sum_rows_kernel(Args args, double* workspace) {
-  const int64_t chunks = chunks_of(args.vocab);
+  let_next_kernel_start();
+  const int vocab = int(args.vocab);
   const int64_t task = (block_index() * block_threads() + thread_index()) / kLanes;
-  if (task >= args.rows * chunks) return;
-  const int64_t r = task / chunks;
-  double* const memory = workspace + r * sums_size(args.vocab);
-  sum_chunk(row_of<T>(args, r), task % chunks, sums_at(SharedPtr<double>(memory), args.vocab));
+  const int64_t r = task / chunks_of(vocab);
+  if (r >= args.rows) return;
+  const SharedPtr<double> memory(workspace + r * read_size(vocab));
+  sum_chunk(row_of<T>(args, r), int(task % chunks_of(vocab)), sums_at(memory, memory, vocab));
 }
 
 }  // namespace edlm::cuda

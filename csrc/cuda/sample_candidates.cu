@@ -6,7 +6,7 @@ namespace edlm::cuda {
 namespace {
 
 RowPlan plan_of(const SampleCandidatesArgs& args) {
-  return row_plan(args.rows, args.vocab, args.top_p < 1 ? kNucleusSize : 0);
+  return row_plan(args.dtype, args.rows, args.vocab, args.top_p < 1 ? kNucleusSize : 0);
 }
 
 }  // namespace
@@ -18,12 +18,14 @@ int64_t sample_candidates_workspace(const SampleCandidatesArgs& args) {
 Status sample_candidates(const SampleCandidatesArgs& args, void* workspace, void* stream) {
   return with_dtype(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr RowKernel<SampleCandidatesArgs> kShort = sample_candidates_kernel<T, 1, false>,
-                                              kLong =
-                                                  sample_candidates_kernel<T, kWarpsPerRow, false>,
-                                              kNucleus =
-                                                  sample_candidates_kernel<T, kWarpsPerRow, true>;
-    return launch_rows<T>(kShort, args.top_p < 1 ? kNucleus : kLong, args, plan_of(args), workspace,
+    constexpr int kWarps = kWarpsPerRow;
+    using Kernels = RowKernels<SampleCandidatesArgs>;
+    constexpr Kernels kWhole = {sample_candidates_kernel<T, 1, false, false>,
+                                sample_candidates_kernel<T, kWarps, false, false>,
+                                sample_candidates_kernel<T, kWarps, false, true>};
+    constexpr Kernels kNucleus = {nullptr, sample_candidates_kernel<T, kWarps, true, false>,
+                                  sample_candidates_kernel<T, kWarps, true, true>};
+    return launch_rows<T>(args.top_p < 1 ? kNucleus : kWhole, args, plan_of(args), workspace,
                           stream);
   });
 }

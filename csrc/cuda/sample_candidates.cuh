@@ -7,7 +7,7 @@
 namespace edlm::cuda {
 
 struct Draw {
-  int64_t token;
+  int token;
   float logit;
 };
 
@@ -16,36 +16,36 @@ template <class Row>
 EDLM_DEVICE Draw warp_draw(const Row& row, const RowSums& sums, const RowTotal& total, double u) {
   const Pick chunk =
       warp_pick_from_sums(sums.chunk_prefix, sums.chunk_sum, chunks_of(row.vocab), u * total.sum);
-  const int64_t first_cell = chunk.index * kLanes;
+  const int first_cell = int(chunk.index) * kLanes;
   const Pick cell = warp_pick(sums.cell_sum[first_cell + lane()], chunk.share);
-  const int64_t first = (first_cell + cell.index) * kLanes;
+  const int first = (first_cell + int(cell.index)) * kLanes;
   const float logit = row.logit(first + lane());
   const ChunkScale scale(sums.chunk_reference[chunk.index], row.scale);
   const Pick token = warp_pick(scale.weight(logit), cell.share);
-  return {first + token.index, shuffle(logit, int(token.index))};
+  return {first + int(token.index), shuffle(logit, int(token.index))};
 }
 
 // The same walk by one lane, for rows so short that a warp's would take longer than their read.
 template <class Row>
 EDLM_DEVICE Draw lane_draw(const Row& row, const RowSums& sums, double u) {
-  const auto up_to = [](int64_t count) { return int(count < kLanes ? count : kLanes); };
+  const auto up_to = [](int count) { return count < kLanes ? count : kLanes; };
   const Pick chunk =
-      lane_pick(int(chunks_of(row.vocab)), u, [&](int i) { return double(sums.chunk_sum[i]); });
-  const int64_t first_cell = chunk.index * kLanes;
-  const int cells = up_to(ceil_div(row.vocab, kLanes) - first_cell);
+      lane_pick(chunks_of(row.vocab), u, [&](int i) { return double(sums.chunk_sum[i]); });
+  const int first_cell = int(chunk.index) * kLanes;
+  const int cells = up_to((row.vocab + kLanes - 1) / kLanes - first_cell);
   const Pick cell =
       lane_pick(cells, chunk.share, [&](int i) { return float(sums.cell_sum[first_cell + i]); });
-  const int64_t first = (first_cell + cell.index) * kLanes;
+  const int first = (first_cell + int(cell.index)) * kLanes;
   const ChunkScale scale(sums.chunk_reference[chunk.index], row.scale);
   const Pick token = lane_pick(up_to(row.vocab - first), cell.share,
                                [&](int i) { return scale.weight(row.logit(first + i)); });
-  return {first + token.index, row.logit(first + token.index)};
+  return {first + int(token.index), row.logit(first + int(token.index))};
 }
 
-// Sums go to `workspace`, or to shared memory where it is null; `summed` says that they are there.
-template <class T, int kWarps, bool kNucleus>
+// `kSplit`: sum_rows_kernel has read the row, into `workspace`.
+template <class T, int kWarps, bool kNucleus, bool kSplit>
 EDLM_KERNEL(Team<kWarps>::kThreads, kNucleus ? 2 : kBlocks<T>)
-sample_candidates_kernel(SampleCandidatesArgs args, double* workspace, bool summed) {
+sample_candidates_kernel(SampleCandidatesArgs args, double* workspace) {
   const int64_t r = Team<kWarps>::row();
   if (r >= args.rows) return;
   const int64_t count = args.num_candidates;
@@ -58,14 +58,17 @@ sample_candidates_kernel(SampleCandidatesArgs args, double* workspace, bool summ
   double u = uniform_of(warp + lane() * kWarps);
 
   Row<T, kNucleus> row = row_of<T, kNucleus>(args, r);
-  const RowSums sums = team_sums<kWarps>(args.vocab, workspace);
-  sum_row<kWarps>(row, sums, summed);
+  const RowSums sums = team_sums<kWarps, kSplit>(row.vocab, workspace);
+  if constexpr (kSplit) {
+    wait_for_previous_kernel();
+  } else {
+    read_row<kWarps>(row, sums);
+  }
   RowTotal total = row_total<kWarps>(row, sums);
   if constexpr (kNucleus) {
-    const int64_t used = workspace ? 0 : sums_size(args.vocab);
+    const int used = sums_size(row.vocab) + (kSplit ? 0 : read_size(row.vocab));
     row.floor = nucleus_floor<kWarps>(row, total, args.top_p, bins_at(dynamic_shared() + used));
-    sync_block();
-    sum_row<kWarps>(row, sums, false);
+    read_row<kWarps>(row, sums);
     total = row_total<kWarps>(row, sums);
   }
 

@@ -65,6 +65,9 @@ struct Machine {
   std::unordered_map<const void*, Record> shared_records, global_records;
   std::vector<std::string> faults;
   int64_t wide_loads = 0;
+  int multiprocessors = 1;
+  bool start_early = false;
+  std::vector<bool> waited;  // by thread, where kernels start early
 };
 
 Machine machine;
@@ -141,6 +144,7 @@ void run_block() {
   machine.warps.assign(warps, {});
   machine.warp_epochs.assign(warps, 0);
   machine.words.resize(2 * warps);
+  machine.waited.assign(machine.threads, false);
   memset(machine.shared.get(), 0xff, machine.shared_bytes);
   machine.shared_records.clear();
   machine.ready.clear();
@@ -179,6 +183,9 @@ bool ordered(const Access& before, const Access& now) {
 }  // namespace
 
 std::vector<std::string>& faults() { return machine.faults; }
+bool& start_early() { return machine.start_early; }
+void wait_for_previous_kernel() { machine.waited[machine.thread] = true; }
+int& multiprocessors() { return machine.multiprocessors; }
 int64_t& wide_loads() { return machine.wide_loads; }
 int64_t block() { return machine.block; }
 int thread() { return machine.thread; }
@@ -209,6 +216,9 @@ void record(const void* address, Kind kind) {
   const Access now = {machine.block, machine.barrier.epoch,
                       machine.warp_epochs[machine.thread / kWarp], machine.thread};
   Record& record = (is_shared ? machine.shared_records : machine.global_records)[address];
+  if (machine.start_early && !is_shared && !machine.waited[machine.thread]) {
+    fault(here() + " touches memory before the previous kernel has ended");
+  }
   if (is_shared && kind != Kind::kWrite && !record.written) {
     fault("uninitialised: " + here() + " reads shared memory that nobody wrote");
   }

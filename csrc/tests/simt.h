@@ -39,6 +39,14 @@ struct Words {
 };
 const Words& exchange(const char* operation, uint64_t mine);
 
+// What the device says it has; for tests to set.
+int& multiprocessors();
+
+// Whether kernels run as if the one before them had not ended: then a thread must wait before it
+// touches what is recorded.
+bool& start_early();
+void wait_for_previous_kernel();
+
 // Calls of load16, to count reads by.
 int64_t& wide_loads();
 
@@ -177,11 +185,24 @@ uint32_t max_of_pairs(uint32_t a, uint32_t b, Half) {
   return larger(a & 0xffff, b & 0xffff) | larger(a >> 16, b >> 16) << 16;
 }
 
+inline void let_next_kernel_start() {}
+inline void wait_for_previous_kernel() { simt::wait_for_previous_kernel(); }
+inline int multiprocessors() { return simt::multiprocessors(); }
+
 template <class... Params, class... Args>
 Status launch(void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes, void*,
               const Args&... args) {
   simt::run(blocks, threads, shared_bytes, [&] { kernel(args...); });
   return {};
+}
+
+template <class... Params, class... Args>
+Status launch_dependent(void (*kernel)(Params...), int64_t blocks, int threads,
+                        int64_t shared_bytes, void* stream, const Args&... args) {
+  simt::start_early() = true;
+  const Status status = launch(kernel, blocks, threads, shared_bytes, stream, args...);
+  simt::start_early() = false;
+  return status;
 }
 
 }  // namespace edlm::cuda
