@@ -35,9 +35,9 @@ bench: build
 	$(BIN)/python -m pytest bench --benchmark-only
 
 # On a machine with a GPU: build, tests, compute-sanitizer and benchmarks in ten minutes, offline,
-# with the Python and packages that are there.
+# with the Python and packages that are there. STEPS="ops heads" runs these alone, after a build.
 gpu:
-	$(PYTHON) bench/gpu_run.py
+	$(PYTHON) bench/gpu_run.py $(STEPS)
 
 # Outside CI, for it installs gigabytes: the library just built, in a torch with CUDA. No GPU needed.
 CUDA_TORCH ?= torch==2.11.0

@@ -1,8 +1,10 @@
 """`make gpu`: build, tests, compute-sanitizer and benchmarks on a machine with a GPU.
 
 One command of at most ten minutes, offline, with the Python it is called by: it makes no virtual
-environment and fetches nothing. Every step has its share of the time; a step that finds none left
-is reported as not run, and counts as a failure. A short table comes last.
+environment and fetches nothing. Steps run in the order of their worth, each with its share of the
+time and its own result file; one that finds no time left is reported as not run, and counts as a
+failure. The last line names the steps to go on with: `make gpu STEPS="heads shapes"`, which builds
+first.
 """
 
 import os
@@ -35,25 +37,42 @@ class Outcome:
     last_line: str
 
 
-def steps() -> list[Step]:
+def steps(names: list[str] | None = None) -> list[Step]:
+    """All steps, or the build and those of these names, in the same order."""
     python = sys.executable
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    checked = [python, "-m", "bench.gpu_sanitize"]
-    # Every tensor an allocation of its own, so that a stray access leaves it.
-    no_cache = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     pytest = [python, "-m", "pytest", "python_tests", "-m"]
     ctest = ["ctest", "--test-dir", "build/cmake", "-j", "8", "--output-on-failure"]
-    return [
+
+    def sanitize(tool: str) -> Step:
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
+        # Every tensor an allocation of its own, so that a stray access leaves it.
+        no_cache = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+        return Step(tool, [*command, python, "-m", "bench.gpu_sanitize"], 60, no_cache)
+
+    def measure(group: str, seconds: int) -> Step:
+        command = [python, "-m", "bench.gpu_ops", group, "--seconds", str(seconds)]
+        return Step(group, command, seconds + 30)
+
+    every = [
         Step("build", [python, "setup.py", "build_ext", "--inplace"], 180, (("EDLM_CUDA", "ON"),)),
-        Step("cuda tests", [*pytest, "gpu and not large"], 150),
-        Step("op benchmarks", [python, "-m", "bench.gpu_ops", "--seconds", "140"], 170),
-        *(
-            Step(tool, [sanitizer, "--tool", tool, "--error-exitcode", "9", *checked], 60, no_cache)
-            for tool in ("memcheck", "racecheck", "initcheck")
-        ),
-        Step("ctest", ctest, 120),
-        Step("cpu tests", [*pytest, "not gpu and not large"], 200),
+        Step("tests", [*pytest, "gpu and not large"], 150),
+        measure("ops", 90),
+        sanitize("memcheck"),
+        sanitize("racecheck"),
+        measure("heads", 60),
+        measure("generations", 120),
+        measure("baselines", 90),
+        sanitize("initcheck"),
+        measure("shapes", 90),
+        Step("ctest", ctest, 300),
+        Step("cpu-tests", [*pytest, "not gpu and not large"], 400),
     ]
+    unknown = set(names or ()) - {step.name for step in every}
+    if unknown:
+        known = " ".join(step.name for step in every)
+        raise SystemExit(f"no step is called {' or '.join(sorted(unknown))}; there are: {known}")
+    return [step for step in every if not names or step.name in ("build", *names)]
 
 
 def run(step: Step, deadline: float) -> Outcome:
@@ -106,19 +125,30 @@ def summary(outcomes: list[Outcome]) -> str:
     )
 
 
-def main() -> int:
+def to_go_on_with(outcomes: list[Outcome], steps: list[Step]) -> str:
+    """The command for the steps that have not passed; empty where all have."""
+    passed = {o.step.name for o in outcomes if o.verdict == "passed"}
+    missing = [step.name for step in steps if step.name not in passed and step.name != "build"]
+    return f'make gpu STEPS="{" ".join(missing)}"' if missing else ""
+
+
+def main(names: list[str]) -> int:
+    wanted = steps(names)
+
     import torch
 
     if not torch.cuda.is_available():
         print("make gpu needs a CUDA device and a torch built for it; none was found")
         return 1
-    outcomes = run_all(steps(), TOTAL_SECONDS)
-    if any(o.step.name == "op benchmarks" and o.verdict == "passed" for o in outcomes):
-        print(f"\n{(ROOT / 'docs' / 'gpu_results.md').read_text()}")
+    outcomes = run_all(wanted, TOTAL_SECONDS)
+    page = ROOT / "docs" / "gpu_results.md"
+    if page.exists():
+        print(f"\n{page.read_text()}")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(summary(outcomes))
+    print(to_go_on_with(outcomes, wanted))
     return int(any(o.verdict != "passed" for o in outcomes))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -32,15 +32,19 @@ EDLM_DEVICE double warp_sum(double value) {
   return value;
 }
 
+// NaN counts as -inf.
 EDLM_DEVICE float warp_max(float value) {
-  for (int d = kLanes / 2; d > 0; d /= 2) value = max_of(value, shuffle_xor(value, d));
-  return value;
+  // A signed integer that rises with the float, so that one instruction finds it.
+  const auto ordered = [](int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+  const int32_t bits = int32_t(to_bits(max_of(value, -kInf)));
+  return from_bits(uint32_t(ordered(warp_max_int(ordered(bits)))));
 }
 
-EDLM_DEVICE double warp_prefix_sum(double value) {
+template <class T>
+EDLM_DEVICE T warp_prefix_sum(T value) {
   for (int d = 1; d < kLanes; d *= 2) {
-    const double below = shuffle_up(value, d);
-    if (lane() >= d) value += below;
+    const T below = shuffle_up(value, d);
+    value += lane() >= d ? below : T{0};
   }
   return value;
 }
@@ -73,7 +77,59 @@ EDLM_DEVICE Pick warp_pick(int64_t count, double total, double share, const Weig
 
 // The same over one weight per lane, whose sum is the total.
 EDLM_DEVICE Pick warp_pick(double weight, double share) {
-  return warp_pick(kLanes, warp_sum(weight), share, [&](int64_t) { return weight; });
+  const double prefix = warp_prefix_sum(weight);
+  const double rest = share * shuffle(prefix, kLanes - 1);
+  const uint32_t positive = ballot(weight > 0);
+  const uint32_t beyond = ballot(weight > 0 && rest < prefix);
+  if (!beyond) return {positive ? highest_bit(positive) : 0, 1.0};
+  const int chosen = lowest_bit(beyond);
+  const double below = shuffle(prefix, chosen ? chosen - 1 : 0);
+  const double left = chosen ? rest - below : rest;
+  return {chosen, left > 0 ? left * reciprocal(shuffle(weight, chosen)) : 0.0};
+}
+
+// The same over weights whose inclusive prefix sums are known, for what is left of a uniform of
+// the whole.
+EDLM_DEVICE Pick warp_pick_from_sums(SharedPtr<double> prefix_sums, SharedPtr<double> weights,
+                                     int count, double rest) {
+  int last = 0;
+  for (int begin = 0; begin < count; begin += kLanes) {
+    const int i = begin + lane();
+    const bool positive = i < count && weights[i] > 0;
+    const uint32_t beyond = ballot(positive && rest < prefix_sums[i]);
+    if (beyond) {
+      const int chosen = begin + lowest_bit(beyond);
+      const double left = chosen ? rest - prefix_sums[chosen - 1] : rest;
+      return {chosen, left > 0 ? left * reciprocal(weights[chosen]) : 0.0};
+    }
+    const uint32_t there = ballot(positive);
+    if (there) last = begin + highest_bit(there);
+  }
+  return {last, 1.0};
+}
+
+// One lane's own over `count` weights, whose sum is the total.
+template <class Weight>
+EDLM_DEVICE Pick lane_pick(int count, double share, const Weight& weight_of) {
+  double total = 0;
+  EDLM_UNROLL(4)
+  for (int i = 0; i < count; ++i) total += double(weight_of(i));
+  const double rest = share * total;
+  double prefix = 0, before = 0, whole = 1;
+  int64_t index = 0;
+  bool found = false;
+  EDLM_UNROLL(4)
+  for (int i = 0; i < count; ++i) {
+    const double weight = double(weight_of(i));
+    if (weight > 0 && !found) {
+      index = i;
+      before = prefix;
+      whole = weight;
+      found = rest < prefix + weight;
+    }
+    prefix += weight;
+  }
+  return {index, found ? (rest - before) * reciprocal(whole) : 1.0};
 }
 
 }  // namespace edlm::cuda

@@ -17,6 +17,8 @@
 namespace edlm::cuda {
 
 inline constexpr int kLanes = 32;
+#define EDLM_UNROLL(count) _Pragma(EDLM_QUOTED(unroll count))
+#define EDLM_QUOTED(words) #words
 
 struct alignas(16) Bytes16 {
   uint32_t word[4];
@@ -56,6 +58,23 @@ EDLM_DEVICE uint32_t ballot(bool vote) { return __ballot_sync(~0u, vote); }
 EDLM_DEVICE int lowest_bit(uint32_t bits) { return __ffs(int(bits)) - 1; }
 EDLM_DEVICE int highest_bit(uint32_t bits) { return 31 - __clz(int(bits)); }
 
+// The largest of the warp's.
+EDLM_DEVICE int32_t warp_max_int(int32_t value) { return __reduce_max_sync(~0u, value); }
+
+// In halves: shared memory adds 32 bits at once, but loops for 64.
+EDLM_DEVICE void atomic_add(SharedPtr<uint64_t> to, int i, uint64_t value) {
+  uint32_t* const half = reinterpret_cast<uint32_t*>(to + i);
+  const uint32_t low = uint32_t(value), before = atomicAdd(half, low);
+  const uint32_t high = uint32_t(value >> 32) + (before + low < low);
+  if (high) atomicAdd(half + 1, high);
+}
+EDLM_DEVICE void atomic_min(SharedPtr<uint32_t> to, int i, uint32_t value) {
+  atomicMin(to + i, value);
+}
+EDLM_DEVICE void atomic_max(SharedPtr<uint32_t> to, int i, uint32_t value) {
+  atomicMax(to + i, value);
+}
+
 // `from` must be a multiple of 16 and what it points to must not change while the kernel runs.
 EDLM_DEVICE Bytes16 load16(const void* from) {
   const uint4 bytes = __ldg(static_cast<const uint4*>(from));
@@ -70,6 +89,14 @@ EDLM_DEVICE float exp2_approx(float x) {
   float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
   return power;
+}
+EDLM_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// 1 / x to 2 ulp, for positive x that are neither tiny nor huge.
+EDLM_DEVICE double reciprocal(double x) {
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  for (int i = 0; i < 2; ++i) y = y + y * (1.0 - x * y);
+  return y;
 }
 EDLM_DEVICE float widen(float value) { return value; }
 EDLM_DEVICE float widen(BFloat16 value) { return to_float(value); }
@@ -92,14 +119,57 @@ EDLM_DEVICE uint32_t max_of_pairs(uint32_t a, uint32_t b, Float16) {
   return max;
 }
 
+// For kernels that launch_dependent() starts early. Else both return at once.
+EDLM_DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+EDLM_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count > 0 ? count : 1;
+}
+
+template <class... Params, class... Args>
+Status launch_with(cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(Params...),
+                   int64_t blocks, int threads, int64_t shared_bytes, void* stream,
+                   const Args&... args) {
+  if (blocks == 0) return {};
+  if (blocks > INT32_MAX) return {Code::kDevice, cudaErrorInvalidConfiguration};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  config.numAttrs = count;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+  return error == cudaSuccess ? Status{} : Status{Code::kDevice, error};
+}
+
 template <class... Params, class... Args>
 Status launch(void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes,
               void* stream, const Args&... args) {
-  if (blocks == 0) return {};
-  if (blocks > INT32_MAX) return {Code::kDevice, cudaErrorInvalidConfiguration};
-  kernel<<<unsigned(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? Status{} : Status{Code::kDevice, error};
+  return launch_with(nullptr, 0, kernel, blocks, threads, shared_bytes, stream, args...);
+}
+
+// May start before the kernel launched before it on the stream has ended: wait_for_previous_kernel
+// stands before the first read of what that one wrote.
+template <class... Params, class... Args>
+Status launch_dependent(void (*kernel)(Params...), int64_t blocks, int threads,
+                        int64_t shared_bytes, void* stream, const Args&... args) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return launch_with(&attribute, 1, kernel, blocks, threads, shared_bytes, stream, args...);
 }
 
 }  // namespace edlm::cuda

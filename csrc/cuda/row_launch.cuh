@@ -9,47 +9,64 @@ namespace edlm::cuda {
 inline constexpr int64_t kShortRow = 4 * kWarpChunk;
 // Longer ones by the eight warps of a block.
 inline constexpr int kWarpsPerRow = 8;
-// Fewer blocks than this leave multiprocessors idle, so the rows are cut at their chunks.
-inline constexpr int64_t kFewRows = 256;
+// Blocks beyond whole waves that read less than this take longer each than all of them together:
+// there the rows are cut at their chunks, unless the waves before are so many that it hardly shows.
+inline constexpr int64_t kFewBytes = 16 << 20;
+inline constexpr int64_t kManyWaves = 2;
+// Lets the second kernel of cut rows start while the first runs, on sm_90 and later. Off until a
+// GPU has shown it right and faster.
+inline constexpr bool kDependentLaunch = false;
 // What every device gives a block without being asked.
 inline constexpr int64_t kSharedBytes = 48 * 1024;
 
 struct RowPlan {
   bool short_rows, split;
-  int64_t workspace;  // doubles of device memory; 0 where shared memory holds the sums
+  int64_t shared;     // doubles of a block's shared memory
+  int64_t workspace;  // doubles of device memory
 };
 
-// `one_pass`: the row is summed once, so that other blocks can do it beforehand.
-inline RowPlan row_plan(int64_t rows, int64_t vocab, bool cells, bool one_pass) {
-  const int64_t size = sums_size(vocab, cells);
-  const bool short_rows = vocab <= kShortRow;
-  const bool fits = size * int64_t(sizeof(double)) <= kSharedBytes;
-  const bool split = !short_rows && one_pass && (rows < kFewRows || !fits);
-  return {short_rows, split, split || !fits ? rows * size : 0};
+// `more`: doubles of shared memory that a row wants besides its sums. Then it has a block, however
+// short it is.
+inline RowPlan row_plan(DType dtype, int64_t rows, int64_t vocab, int64_t more) {
+  const int64_t read = read_size(int(vocab)), made = sums_size(int(vocab));
+  const bool short_rows = vocab <= kShortRow && more == 0;
+  const bool fits = (read + made + more) * int64_t(sizeof(double)) <= kSharedBytes;
+  const int64_t wave = multiprocessors() * with_dtype(dtype, [](auto type) {
+                         return kBlocks<typename decltype(type)::type>;
+                       });
+  const bool few = rows < kManyWaves * wave && rows % wave * vocab * size_of(dtype) < kFewBytes;
+  const bool split = !short_rows && (few || !fits);
+  const int64_t sums = (made + (split ? 0 : read)) * (short_rows ? Team<1>::kPerBlock : 1);
+  return {short_rows, split, sums + more, split ? rows * read : 0};
 }
 
-// A kernel of (args, workspace, summed), as it is for short rows and for long ones.
+// A kernel of (args, workspace): for short rows, for long ones, and for those that are split.
 template <class Args>
-using RowKernel = void (*)(Args, double*, bool);
+using RowKernel = void (*)(Args, double*);
+template <class Args>
+struct RowKernels {
+  RowKernel<Args> small, large, split;
+};
 
 template <class T, class Args>
-Status launch_rows(RowKernel<Args> short_kernel, RowKernel<Args> long_kernel, const Args& args,
-                   const RowPlan& plan, bool cells, void* workspace, void* stream) {
-  double* const memory = plan.workspace ? static_cast<double*>(workspace) : nullptr;
-  const int64_t bytes = memory ? 0 : sums_size(args.vocab, cells) * int64_t(sizeof(double));
+Status launch_rows(const RowKernels<Args>& kernels, const Args& args, const RowPlan& plan,
+                   void* workspace, void* stream) {
+  double* const memory = static_cast<double*>(workspace);
+  const int64_t bytes = plan.shared * int64_t(sizeof(double));
   if (plan.short_rows) {
-    constexpr int kRows = Team<1>::kPerBlock;
-    return launch(short_kernel, ceil_div(args.rows, kRows), Team<1>::kThreads, bytes * kRows,
-                  stream, args, memory, false);
+    return launch(kernels.small, ceil_div(args.rows, Team<1>::kPerBlock), Team<1>::kThreads, bytes,
+                  stream, args, memory);
   }
-  if (plan.split) {
-    const int64_t warps = args.rows * chunks_of(args.vocab);
-    const Status status = launch(sum_rows_kernel<T, Args>, ceil_div(warps * kLanes, kSumThreads),
-                                 kSumThreads, 0, stream, args, memory, cells);
-    if (!status) return status;
+  constexpr int kThreads = Team<kWarpsPerRow>::kThreads;
+  if (!plan.split) return launch(kernels.large, args.rows, kThreads, bytes, stream, args, memory);
+  const int64_t warps = args.rows * chunks_of(int(args.vocab));
+  const Status status = launch(sum_rows_kernel<T, Args>, ceil_div(warps * kLanes, kSumThreads),
+                               kSumThreads, 0, stream, args, memory);
+  if (!status) return status;
+  if (kDependentLaunch) {
+    return launch_dependent(kernels.split, args.rows, kThreads, bytes, stream, args, memory);
   }
-  return launch(long_kernel, args.rows, Team<kWarpsPerRow>::kThreads, bytes, stream, args, memory,
-                plan.split);
+  return launch(kernels.split, args.rows, kThreads, bytes, stream, args, memory);
 }
 
 }  // namespace edlm::cuda

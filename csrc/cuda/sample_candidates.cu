@@ -6,7 +6,7 @@ namespace edlm::cuda {
 namespace {
 
 RowPlan plan_of(const SampleCandidatesArgs& args) {
-  return row_plan(args.rows, args.vocab, /*cells=*/true, /*one_pass=*/args.top_p >= 1);
+  return row_plan(args.dtype, args.rows, args.vocab, args.top_p < 1 ? kNucleusSize : 0);
 }
 
 }  // namespace
@@ -18,8 +18,15 @@ int64_t sample_candidates_workspace(const SampleCandidatesArgs& args) {
 Status sample_candidates(const SampleCandidatesArgs& args, void* workspace, void* stream) {
   return with_dtype(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch_rows<T>(sample_candidates_kernel<T, 1>, sample_candidates_kernel<T, kWarpsPerRow>,
-                          args, plan_of(args), /*cells=*/true, workspace, stream);
+    constexpr int kWarps = kWarpsPerRow;
+    using Kernels = RowKernels<SampleCandidatesArgs>;
+    constexpr Kernels kWhole = {sample_candidates_kernel<T, 1, false, false>,
+                                sample_candidates_kernel<T, kWarps, false, false>,
+                                sample_candidates_kernel<T, kWarps, false, true>};
+    constexpr Kernels kNucleus = {nullptr, sample_candidates_kernel<T, kWarps, true, false>,
+                                  sample_candidates_kernel<T, kWarps, true, true>};
+    return launch_rows<T>(args.top_p < 1 ? kNucleus : kWhole, args, plan_of(args), workspace,
+                          stream);
   });
 }
 

@@ -1,106 +1,97 @@
-// sample_candidates on CUDA: one read of the row, then K walks down its sums, one warp each.
+// sample_candidates on CUDA: one read of the row, then K walks down its sums.
 #pragma once
 
 #include "edlm/sample_candidates.h"
-#include "row_pass.cuh"
+#include "nucleus.cuh"
 
 namespace edlm::cuda {
 
-// Low bits of a float that are 0 in every value of the dtype.
-template <class T>
-inline constexpr int kUnusedBits = 0;
-template <>
-inline constexpr int kUnusedBits<BFloat16> = 16;
-template <>
-inline constexpr int kUnusedBits<Float16> = 13;
-
-// A number that rises with the logit, from one value of the dtype to the next by 1.
-template <class T>
-EDLM_DEVICE uint32_t rank_of(float logit) {
-  const uint32_t bits = to_bits(logit);
-  return (bits >> 31 ? ~bits : bits | 0x80000000u) >> kUnusedBits<T>;
-}
-template <class T>
-EDLM_DEVICE float logit_at(uint32_t rank) {
-  constexpr uint32_t kUnused = ~(~0u << kUnusedBits<T>);
-  const uint32_t bits = rank << kUnusedBits<T>;
-  return from_bits(bits >> 31 ? bits & 0x7fffffffu : ~(bits | kUnused));
-}
-
-// Finds the smallest logit of the nucleus: the largest value such that the tokens at or above it
-// hold top_p of the row. Bisection over the values of the dtype: 34 passes over an fp32 row at
-// most.
-template <class T>
-class NucleusSearch {
- public:
-  // After a pass whose tokens reach down to `floor`: sets the floor of the next, or returns false
-  // where that pass was over the nucleus.
-  EDLM_DEVICE bool next(const RowTotal& total, float top_p, float& floor) {
-    if (wanted_ < 0) {
-      wanted_ = double(top_p) * total.sum;
-      too_little_ = rank_of<T>(total.reference) + 1;
-      if (!(total.sum > 0)) return false;
-    } else if (too_little_ - enough_ == 1) {
-      return false;
-    } else {
-      (total.sum >= wanted_ ? enough_ : too_little_) = middle();
-    }
-    floor = logit_at<T>(middle());
-    return true;
-  }
-
- private:
-  // Equal to enough_ once the search is over.
-  EDLM_DEVICE uint32_t middle() const { return enough_ + (too_little_ - enough_) / 2; }
-
-  double wanted_ = -1;
-  uint32_t enough_ = rank_of<T>(-kInf), too_little_ = 0;
-};
-
 struct Draw {
-  int64_t token;
+  int token;
   float logit;
 };
 
-template <class T>
-EDLM_DEVICE Draw draw(const Row<T>& row, const RowSums& sums, const RowTotal& total, double u) {
-  const Pick chunk = warp_pick(chunks_of(row.vocab), total.sum, u, [&](int64_t c) {
-    return chunk_weight(row, sums, c, total.reference);
-  });
-  const int64_t first_cell = chunk.index * kLanes;
+// A warp's walk. The chunks' prefix sums are there; those of cells and tokens are made on the way.
+template <class Row>
+EDLM_DEVICE Draw warp_draw(const Row& row, const RowSums& sums, const RowTotal& total, double u) {
+  const Pick chunk =
+      warp_pick_from_sums(sums.chunk_prefix, sums.chunk_sum, chunks_of(row.vocab), u * total.sum);
+  const int first_cell = int(chunk.index) * kLanes;
   const Pick cell = warp_pick(sums.cell_sum[first_cell + lane()], chunk.share);
-  const int64_t first = (first_cell + cell.index) * kLanes;
+  const int first = (first_cell + int(cell.index)) * kLanes;
   const float logit = row.logit(first + lane());
-  const float weight = row.weight(logit, sums.chunk_reference[chunk.index]);
-  const Pick token = warp_pick(weight, cell.share);
-  return {first + token.index, shuffle(logit, int(token.index))};
+  const ChunkScale scale(sums.chunk_reference[chunk.index], row.scale);
+  const Pick token = warp_pick(scale.weight(logit), cell.share);
+  return {first + int(token.index), shuffle(logit, int(token.index))};
 }
 
-// Sums go to `workspace`, or to shared memory where it is null; `summed` says that they are there.
-template <class T, int kWarps>
-EDLM_KERNEL(Team<kWarps>::kThreads, kBlocks<T>)
-sample_candidates_kernel(SampleCandidatesArgs args, double* workspace, bool summed) {
+// The same walk by one lane, for rows so short that a warp's would take longer than their read.
+template <class Row>
+EDLM_DEVICE Draw lane_draw(const Row& row, const RowSums& sums, double u) {
+  const auto up_to = [](int count) { return count < kLanes ? count : kLanes; };
+  const Pick chunk =
+      lane_pick(chunks_of(row.vocab), u, [&](int i) { return double(sums.chunk_sum[i]); });
+  const int first_cell = int(chunk.index) * kLanes;
+  const int cells = up_to((row.vocab + kLanes - 1) / kLanes - first_cell);
+  const Pick cell =
+      lane_pick(cells, chunk.share, [&](int i) { return float(sums.cell_sum[first_cell + i]); });
+  const int first = (first_cell + int(cell.index)) * kLanes;
+  const ChunkScale scale(sums.chunk_reference[chunk.index], row.scale);
+  const Pick token = lane_pick(up_to(row.vocab - first), cell.share,
+                               [&](int i) { return scale.weight(row.logit(first + i)); });
+  return {first + int(token.index), row.logit(first + int(token.index))};
+}
+
+// `kSplit`: sum_rows_kernel has read the row, into `workspace`.
+template <class T, int kWarps, bool kNucleus, bool kSplit>
+EDLM_KERNEL(Team<kWarps>::kThreads, kNucleus ? 2 : kBlocks<T>)
+sample_candidates_kernel(SampleCandidatesArgs args, double* workspace) {
   const int64_t r = Team<kWarps>::row();
   if (r >= args.rows) return;
-  Row<T> row = row_of<T>(args, r);
-  const RowSums sums = team_sums<kWarps>(args.vocab, true, workspace);
-  RowTotal total;
-  NucleusSearch<T> search;
-  for (bool more = true; more;) {
-    if (!summed) sum_row<kWarps>(row, sums);
-    total = row_total(row, sums);
-    more = args.top_p < 1 && search.next(total, args.top_p, row.floor);
-    if (more) Team<kWarps>::sync();
+  const int64_t count = args.num_candidates;
+  const int warp = Team<kWarps>::warp();
+  // A warp has every kWarps-th candidate, a lane the uniform of every 32nd of those. Made here,
+  // where memory is waited for anyway.
+  const auto uniform_of = [&](int64_t j) {
+    return j < count ? candidate_uniform(args.keys[r], j) : 0.0;
+  };
+  double u = uniform_of(warp + lane() * kWarps);
+
+  Row<T, kNucleus> row = row_of<T, kNucleus>(args, r);
+  const RowSums sums = team_sums<kWarps, kSplit>(row.vocab, workspace);
+  if constexpr (kSplit) {
+    wait_for_previous_kernel();
+  } else {
+    read_row<kWarps>(row, sums);
   }
-  const bool good = total.sum > 0;
-  const double log_z = log(total.sum);
-  for (int64_t j = Team<kWarps>::warp(); j < args.num_candidates; j += kWarps) {
-    Draw drawn = {-1, 0};
-    if (good) drawn = draw(row, sums, total, candidate_uniform(args.keys[r], j));
-    if (lane() != 0) continue;
-    args.tokens[r * args.num_candidates + j] = drawn.token;
-    args.log_q[r * args.num_candidates + j] =
-        good ? log_prob(row, drawn.logit, total.reference, log_z) : kNaN;
+  RowTotal total = row_total<kWarps>(row, sums);
+  if constexpr (kNucleus) {
+    const int used = sums_size(row.vocab) + (kSplit ? 0 : read_size(row.vocab));
+    row.floor = nucleus_floor<kWarps>(row, total, args.top_p, bins_at(dynamic_shared() + used));
+    read_row<kWarps>(row, sums);
+    total = row_total<kWarps>(row, sums);
+  }
+
+  const auto write = [&](int64_t j, const Draw& drawn) {
+    const bool good = total.sum > 0;
+    args.tokens[r * count + j] = good ? drawn.token : -1;
+    args.log_q[r * count + j] = good ? log_prob(row, drawn.logit, total) : kNaN;
+  };
+  if constexpr (kWarps == 1) {
+    for (int64_t j = lane(); j < count; j += kLanes) {
+      if (j >= kLanes) u = uniform_of(j);
+      write(j, lane_draw(row, sums, u));
+    }
+  } else {
+    int holder = 0;
+    for (int64_t j = warp; j < count; j += kWarps, ++holder) {
+      if (holder == kLanes) {
+        holder = 0;
+        u = uniform_of(j + lane() * kWarps);
+      }
+      const Draw drawn = warp_draw(row, sums, total, shuffle(u, holder));
+      if (lane() == 0) write(j, drawn);
+    }
   }
 }
 

@@ -6,7 +6,7 @@ namespace edlm::cuda {
 namespace {
 
 RowPlan plan_of(const TokenLogProbsArgs& args) {
-  return row_plan(args.rows, args.vocab, /*cells=*/false, /*one_pass=*/true);
+  return row_plan(args.dtype, args.rows, args.vocab, /*more=*/0);
 }
 
 }  // namespace
@@ -18,8 +18,10 @@ int64_t token_log_probs_workspace(const TokenLogProbsArgs& args) {
 Status token_log_probs(const TokenLogProbsArgs& args, void* workspace, void* stream) {
   return with_dtype(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch_rows<T>(token_log_probs_kernel<T, 1>, token_log_probs_kernel<T, kWarpsPerRow>,
-                          args, plan_of(args), /*cells=*/false, workspace, stream);
+    constexpr RowKernels<TokenLogProbsArgs> kKernels = {
+        token_log_probs_kernel<T, 1, false>, token_log_probs_kernel<T, kWarpsPerRow, false>,
+        token_log_probs_kernel<T, kWarpsPerRow, true>};
+    return launch_rows<T>(kKernels, args, plan_of(args), workspace, stream);
   });
 }
 

@@ -6,24 +6,30 @@
 
 namespace edlm::cuda {
 
-// Sums go to `workspace`, or to shared memory where it is null; `summed` says that they are there.
-template <class T, int kWarps>
+// `kSplit`: sum_rows_kernel has read the row, into `workspace`.
+template <class T, int kWarps, bool kSplit>
 EDLM_KERNEL(Team<kWarps>::kThreads, kBlocks<T>)
-token_log_probs_kernel(TokenLogProbsArgs args, double* workspace, bool summed) {
+token_log_probs_kernel(TokenLogProbsArgs args, double* workspace) {
   const int64_t r = Team<kWarps>::row();
   if (r >= args.rows) return;
   const Row<T> row = row_of<T>(args, r);
-  const RowSums sums = team_sums<kWarps>(args.vocab, false, workspace);
-  if (!summed) sum_row<kWarps>(row, sums);
-  if (Team<kWarps>::warp() != 0) return;
-  const RowTotal total = row_total(row, sums);
-  if (lane() != 0) return;
   const int64_t target = args.targets[r];
-  const bool good = total.sum > 0 && target >= 0 && target < args.vocab;
-  args.log_probs[r] = !good ? kNaN
-                      : target == args.forbidden_id
-                          ? -kInf
-                          : log_prob(row, row.logit(target), total.reference, log(total.sum));
+  const bool inside = target >= 0 && target < args.vocab;
+  const float logit = inside ? row.logit(int(target)) : kNaN;
+  const RowSums sums = team_sums<kWarps, kSplit>(row.vocab, workspace);
+  if constexpr (kSplit) {
+    wait_for_previous_kernel();
+  } else {
+    read_row<kWarps>(row, sums);
+  }
+  add_cells<kWarps>(chunks_of(row.vocab), sums);
+  Team<kWarps>::sync();
+  if (Team<kWarps>::warp() != 0) return;
+  const RowTotal total = add_chunks(row, sums);
+  if (lane() != 0) return;
+  args.log_probs[r] = !(inside && total.sum > 0)    ? kNaN
+                      : target == args.forbidden_id ? -kInf
+                                                    : log_prob(row, logit, total);
 }
 
 }  // namespace edlm::cuda

@@ -40,7 +40,7 @@ struct Access {
 struct Record {
   bool written = false;
   Access write;
-  std::vector<Access> reads;
+  std::vector<Access> reads, atomics;
 };
 
 struct Machine {
@@ -64,6 +64,10 @@ struct Machine {
   // By address; those of shared memory are a block's own.
   std::unordered_map<const void*, Record> shared_records, global_records;
   std::vector<std::string> faults;
+  int64_t wide_loads = 0;
+  int multiprocessors = 1;
+  bool start_early = false;
+  std::vector<bool> waited;  // by thread, where kernels start early
 };
 
 Machine machine;
@@ -140,6 +144,7 @@ void run_block() {
   machine.warps.assign(warps, {});
   machine.warp_epochs.assign(warps, 0);
   machine.words.resize(2 * warps);
+  machine.waited.assign(machine.threads, false);
   memset(machine.shared.get(), 0xff, machine.shared_bytes);
   machine.shared_records.clear();
   machine.ready.clear();
@@ -178,6 +183,10 @@ bool ordered(const Access& before, const Access& now) {
 }  // namespace
 
 std::vector<std::string>& faults() { return machine.faults; }
+bool& start_early() { return machine.start_early; }
+void wait_for_previous_kernel() { machine.waited[machine.thread] = true; }
+int& multiprocessors() { return machine.multiprocessors; }
+int64_t& wide_loads() { return machine.wide_loads; }
 int64_t block() { return machine.block; }
 int thread() { return machine.thread; }
 int threads() { return machine.threads; }
@@ -200,29 +209,41 @@ const Words& exchange(const char* operation, uint64_t mine) {
   return words;
 }
 
-void record(const void* address, bool write) {
+void record(const void* address, Kind kind) {
   const char* const at = static_cast<const char*>(address);
   const char* const shared = reinterpret_cast<const char*>(machine.shared.get());
   const bool is_shared = at >= shared && at < shared + machine.shared_bytes;
   const Access now = {machine.block, machine.barrier.epoch,
                       machine.warp_epochs[machine.thread / kWarp], machine.thread};
   Record& record = (is_shared ? machine.shared_records : machine.global_records)[address];
-  if (is_shared && !write && !record.written) {
+  if (machine.start_early && !is_shared && !machine.waited[machine.thread]) {
+    fault(here() + " touches memory before the previous kernel has ended");
+  }
+  if (is_shared && kind != Kind::kWrite && !record.written) {
     fault("uninitialised: " + here() + " reads shared memory that nobody wrote");
   }
-  const char* const race = "race: unsynchronised accesses to one element, the second by ";
-  if (record.written && !ordered(record.write, now)) fault(race + here());
-  if (write) {
-    for (const Access& read : record.reads) {
-      if (!ordered(read, now)) fault(race + here());
-    }
-    record = {true, now, {}};
-  } else {
-    // One access of each thread is enough, and none from before a barrier that all passed.
-    std::erase_if(record.reads, [&](const Access& read) {
-      return read.thread == now.thread || ordered(read, now);
+  const auto expect_ordered = [&](const Access& before) {
+    if (ordered(before, now)) return;
+    fault("race: unsynchronised accesses to one element, the second by " + here());
+  };
+  // One access of each thread is enough, and none from before a barrier that all passed.
+  const auto add = [&](std::vector<Access>& accesses) {
+    std::erase_if(accesses, [&](const Access& access) {
+      return access.thread == now.thread || ordered(access, now);
     });
-    record.reads.push_back(now);
+    accesses.push_back(now);
+  };
+  if (record.written) expect_ordered(record.write);
+  if (kind != Kind::kAtomic) {
+    for (const Access& atomic : record.atomics) expect_ordered(atomic);
+  }
+  if (kind != Kind::kRead) {
+    for (const Access& read : record.reads) expect_ordered(read);
+  }
+  if (kind == Kind::kWrite) {
+    record = {true, now, {}, {}};
+  } else {
+    add(kind == Kind::kRead ? record.reads : record.atomics);
   }
 }
 

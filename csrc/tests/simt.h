@@ -9,6 +9,7 @@
 // Here are the host twins of all the names in csrc/cuda/device.cuh.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -38,7 +39,19 @@ struct Words {
 };
 const Words& exchange(const char* operation, uint64_t mine);
 
-void record(const void* address, bool write);
+// What the device says it has; for tests to set.
+int& multiprocessors();
+
+// Whether kernels run as if the one before them had not ended: then a thread must wait before it
+// touches what is recorded.
+bool& start_early();
+void wait_for_previous_kernel();
+
+// Calls of load16, to count reads by.
+int64_t& wide_loads();
+
+enum class Kind { kRead, kWrite, kAtomic };
+void record(const void* address, Kind kind);
 
 void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
 
@@ -47,6 +60,7 @@ void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<
 namespace edlm::cuda {
 
 inline constexpr int kLanes = 32;
+#define EDLM_UNROLL(count)
 
 struct alignas(16) Bytes16 {
   uint32_t word[4];
@@ -59,11 +73,11 @@ class SharedPtr {
    public:
     explicit Element(T* at) : at_(at) {}
     operator T() const {
-      simt::record(at_, false);
+      simt::record(at_, simt::Kind::kRead);
       return *at_;
     }
     Element& operator=(T value) {
-      simt::record(at_, true);
+      simt::record(at_, simt::Kind::kWrite);
       *at_ = value;
       return *this;
     }
@@ -124,11 +138,29 @@ inline uint32_t ballot(bool vote) {
   for (int i = 0; i < kLanes; ++i) bits |= uint32_t(votes.word[i]) << i;
   return bits;
 }
+inline int32_t warp_max_int(int32_t value) {
+  const simt::Words& all = simt::exchange("warp_max_int", uint32_t(value));
+  for (int i = 0; i < kLanes; ++i) value = std::max(value, int32_t(uint32_t(all.word[i])));
+  return value;
+}
+inline void atomic_add(SharedPtr<uint64_t> to, int i, uint64_t value) {
+  simt::record(to.get() + i, simt::Kind::kAtomic);
+  to.get()[i] += value;
+}
+inline void atomic_min(SharedPtr<uint32_t> to, int i, uint32_t value) {
+  simt::record(to.get() + i, simt::Kind::kAtomic);
+  to.get()[i] = std::min(to.get()[i], value);
+}
+inline void atomic_max(SharedPtr<uint32_t> to, int i, uint32_t value) {
+  simt::record(to.get() + i, simt::Kind::kAtomic);
+  to.get()[i] = std::max(to.get()[i], value);
+}
 inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
 inline int highest_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }
 
 inline Bytes16 load16(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16) simt::faults().push_back("load16 is not aligned");
+  ++simt::wide_loads();
   Bytes16 bytes;
   memcpy(&bytes, from, sizeof bytes);
   return bytes;
@@ -137,6 +169,8 @@ inline uint32_t funnel_right(uint32_t low, uint32_t high, int bits) {
   return uint32_t((uint64_t{high} << 32 | low) >> bits);
 }
 inline float exp2_approx(float x) { return x < -126 ? 0.0f : std::exp2(x); }
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline double reciprocal(double x) { return 1.0 / x; }
 template <class T>
 float widen(T value) {
   return to_float(value);
@@ -151,11 +185,24 @@ uint32_t max_of_pairs(uint32_t a, uint32_t b, Half) {
   return larger(a & 0xffff, b & 0xffff) | larger(a >> 16, b >> 16) << 16;
 }
 
+inline void let_next_kernel_start() {}
+inline void wait_for_previous_kernel() { simt::wait_for_previous_kernel(); }
+inline int multiprocessors() { return simt::multiprocessors(); }
+
 template <class... Params, class... Args>
 Status launch(void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes, void*,
               const Args&... args) {
   simt::run(blocks, threads, shared_bytes, [&] { kernel(args...); });
   return {};
+}
+
+template <class... Params, class... Args>
+Status launch_dependent(void (*kernel)(Params...), int64_t blocks, int threads,
+                        int64_t shared_bytes, void* stream, const Args&... args) {
+  simt::start_early() = true;
+  const Status status = launch(kernel, blocks, threads, shared_bytes, stream, args...);
+  simt::start_early() = false;
+  return status;
 }
 
 }  // namespace edlm::cuda

@@ -1,11 +1,13 @@
 // Every CUDA kernel, run by the SIMT machine and compared with the CPU op on the same inputs.
 //
 // Called with the name of a case it runs that one. The build compiles this file once more against
-// each deliberately broken copy of csrc/cuda, where the case that names the fault must fail.
+// each changed copy of csrc/cuda: broken ones, where the case that names the fault must fail, and
+// ones with what no GPU has run yet.
 #include "simt.h"
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -13,6 +15,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -86,6 +89,13 @@ struct Matrix {
     } else {
       memcpy(logits + 2 * i, &half, 2);
     }
+  }
+  float get(int64_t row, int64_t id) const {
+    const char* const at = logits + (row * row_stride + id) * edlm::size_of(dtype);
+    if (dtype == DType::kFloat32) return *reinterpret_cast<const float*>(at);
+    const uint16_t half = *reinterpret_cast<const uint16_t*>(at);
+    return dtype == DType::kBFloat16 ? edlm::to_float(edlm::BFloat16{half})
+                                     : edlm::to_float(edlm::Float16{half});
   }
   void set(int64_t row, int64_t id, float value) { put(row * row_stride + id, value); }
   void fill(float scale, unsigned seed) {
@@ -185,6 +195,25 @@ std::vector<float> score(Backend backend, const Matrix& m, const Options& o,
 
 bool close(float a, float b) { return a == b || std::fabs(a - b) <= 2e-6f + 2e-7f * std::fabs(b); }
 
+// The first row so often that it is no longer cut at its chunks: the same to the bit.
+void agree_in_numbers(const Matrix& m, const Options& o, const Draws& few) {
+  const int64_t wave = edlm::size_of(m.dtype) == 4 ? edlm::cuda::kBlocks<float>
+                                                   : edlm::cuda::kBlocks<edlm::BFloat16>;
+  const int64_t rows = edlm::cuda::kManyWaves * wave, k = o.num_candidates;
+  const std::vector<int64_t> keys(rows, keys_for(1)[0]);
+  std::vector<int64_t> tokens(rows * k, -7);
+  std::vector<float> log_q(rows * k, 7);
+  const edlm::SampleCandidatesArgs args = {
+      m.logits,       m.dtype,       rows,    m.vocab,       0,           keys.data(), k,
+      o.forbidden_id, o.temperature, o.top_p, tokens.data(), log_q.data()};
+  expect(edlm::cuda::sample_candidates_workspace(args) == 0, "many rows are not cut");
+  expect(bool(run(Cuda{}, args)), "status of many rows");
+  for (int64_t i = 0; i < rows * k; ++i) {
+    expect(tokens[i] == few.tokens[i % k] && log_q[i] == few.log_q[i % k],
+           "few rows and many agree to the bit, " + name_of(m));
+  }
+}
+
 // Draws and scores of both backends agree. One draw may lie within rounding of a boundary.
 void agree(const Matrix& m, const Options& o, const std::string& more = "") {
   const std::string what = name_of(m, more);
@@ -214,6 +243,7 @@ void agree(const Matrix& m, const Options& o, const std::string& more = "") {
       expect(again[r] == cuda.log_q[r * o.num_candidates], "log_q is the score, " + what);
     }
   }
+  if (m.rows && m.vocab > edlm::cuda::kShortRow && m.vocab < 100'000) agree_in_numbers(m, o, cuda);
   expect_no_faults(what);
 }
 
@@ -242,23 +272,30 @@ void unaligned_rows() {
   }
 }
 
+// Also more than a block's or a warp's uniforms at once.
 void numbers_of_candidates() {
-  Matrix m(DType::kBFloat16, 3, 4500, 1, 1);
-  m.fill(2, 9);
-  const Draws all = sample(Cuda{}, m, {.num_candidates = 17});
-  for (int64_t k = 1; k <= 17; ++k) {
-    const Options o = {.num_candidates = k};
-    const Draws some = sample(Cuda{}, m, o);
-    bool prefix = true;
-    for (int64_t r = 0; r < m.rows; ++r) {
-      for (int64_t j = 0; j < k; ++j) {
-        prefix = prefix && some.tokens[r * k + j] == all.tokens[r * 17 + j] &&
-                 some.log_q[r * k + j] == all.log_q[r * 17 + j];
+  for (const int64_t vocab : {28, 1500, 4500}) {
+    const int64_t most = vocab < 100 ? 70 : 17;
+    Matrix m(DType::kBFloat16, 3, vocab, 1, 1);
+    m.fill(2, 9);
+    const Draws all = sample(Cuda{}, m, {.num_candidates = most});
+    for (int64_t k = 1; k <= most; k += most / 17) {
+      const Options o = {.num_candidates = k};
+      const Draws some = sample(Cuda{}, m, o);
+      bool prefix = true;
+      for (int64_t r = 0; r < m.rows; ++r) {
+        for (int64_t j = 0; j < k; ++j) {
+          prefix = prefix && some.tokens[r * k + j] == all.tokens[r * most + j] &&
+                   some.log_q[r * k + j] == all.log_q[r * most + j];
+        }
       }
+      expect(prefix, "a candidate does not depend on K");
     }
-    expect(prefix, "a candidate does not depend on K");
+    agree(m, {.num_candidates = most});
   }
-  agree(m, {.num_candidates = 17});
+  Matrix one(DType::kFloat32, 1, 4500, 0, 0);
+  one.fill(2, 10);
+  agree(one, {.num_candidates = 300}, "more candidates than threads");
 }
 
 void forbidden_tokens_and_temperatures() {
@@ -277,6 +314,21 @@ void forbidden_tokens_and_temperatures() {
       m.set(1, 18, dtype == DType::kFloat16 ? -6e4f : -3e38f);
       agree(m, {.forbidden_id = 3, .temperature = float(temperature)},
             "temperature " + std::to_string(temperature));
+    }
+  }
+}
+
+// Scaled references of any size: rounded into one multiply-add where that is harmless, else not.
+void extreme_scales() {
+  for (const int64_t vocab : {600, 6000}) {
+    for (const float spread : {1e-3f, 1.0f, 1e6f}) {
+      for (const float temperature : {1e-30f, 1e-4f, 0.05f, 1e4f, 1e30f}) {
+        Matrix m(DType::kFloat32, 2, vocab, 1, 0);
+        m.fill(spread, 17);
+        for (int64_t v = 0; v < vocab; v += 3) m.set(1, v, -5000 * spread);
+        agree(m, {.num_candidates = 4, .temperature = temperature},
+              "spread " + std::to_string(spread) + " T " + std::to_string(temperature));
+      }
     }
   }
 }
@@ -349,6 +401,39 @@ void nucleus() {
   expect_no_faults("nucleus");
 }
 
+// The row's sums, a digit or two of the logits, the sums of the nucleus: four reads, and more where
+// logits that differ by little lie about the boundary.
+void reads_of_a_nucleus() {
+  for (const DType dtype : kDTypes) {
+    for (const bool near : {false, true}) {
+      const int64_t vocab = 5 * 1024;
+      Matrix m(dtype, 1, vocab, 0, 0);
+      m.fill(near ? 1e-3f : 3, 23);
+      const int64_t loads = vocab * edlm::size_of(dtype) / 16;
+      simt::wide_loads() = 0;
+      const Draws draws = sample(Cuda{}, m, {.num_candidates = 1, .top_p = 0.7f});
+      expect(simt::wide_loads() > loads && simt::wide_loads() <= (near ? 6 : 4) * loads,
+             "reads of a nucleus: " + std::to_string(simt::wide_loads() / loads));
+      // Rounding orders weights that are nearly alike, so only the nucleus's size is sure.
+      std::vector<double> weights;
+      for (int64_t v = 0; v < vocab; ++v) weights.push_back(std::exp(double(m.get(0, v))));
+      std::sort(weights.begin(), weights.end(), std::greater<>());
+      const double wanted = 0.7f * std::accumulate(weights.begin(), weights.end(), 0.0);
+      double sum = 0;
+      double last = 0;
+      for (const double weight : weights) {
+        if (sum >= wanted && weight < last) break;
+        sum += last = weight;
+      }
+      const double log_q = double(m.get(0, draws.tokens[0])) - std::log(sum);
+      expect(std::fabs(draws.log_q[0] - log_q) < (near ? 1e-3 : 2e-6),
+             "size of a nucleus: " + name_of(m) + std::to_string(draws.log_q[0]) + " and " +
+                 std::to_string(log_q));
+    }
+  }
+  expect_no_faults("reads of a nucleus");
+}
+
 void bad_rows() {
   for (const int64_t vocab : {40, 5000}) {
     for (const float top_p : {1.0f, 0.5f}) {
@@ -381,15 +466,31 @@ void no_rows() {
   agree(m, {});
 }
 
-// Many rows have a block each, few are cut at their chunks: the same to the bit.
+// Whole waves of blocks and a few rows more, fewer than a wave, and so many bytes that a wave need
+// not be full.
+void when_rows_are_cut() {
+  const auto cut = [](DType dtype, int64_t rows, int64_t vocab) {
+    return edlm::cuda::row_plan(dtype, rows, vocab, 0).split;
+  };
+  simt::multiprocessors() = 132;
+  expect(cut(DType::kBFloat16, 64, 50258) && cut(DType::kFloat32, 64, 50258), "few rows");
+  expect(!cut(DType::kBFloat16, 312, 50258), "one wave that is long enough");
+  expect(cut(DType::kFloat32, 312, 50258), "a wave and a few rows");
+  expect(!cut(DType::kBFloat16, 1024, 50258) && !cut(DType::kFloat32, 1024, 50258), "many rows");
+  expect(!cut(DType::kBFloat16, 4 * 528 + 1, 50258), "many waves");
+  expect(!cut(DType::kBFloat16, 1, 4096) && cut(DType::kBFloat16, 1, 4097), "short rows");
+  expect(cut(DType::kBFloat16, 1024, 400'001), "more than shared memory holds");
+  simt::multiprocessors() = 1;
+}
+
 void few_rows_as_many() {
-  Matrix m(DType::kBFloat16, edlm::cuda::kFewRows, 4200, 1, 1);
+  Matrix m(DType::kBFloat16, 14, 4200, 1, 1);
   m.fill(3, 31);
   const Options o = {.num_candidates = 2};
   agree(m, o, "a block per row");
-  const Draws many = sample(Cuda{}, m, o), few = sample(Cuda{}, m, o, 100, 20);
-  for (int64_t i = 0; i < 40; ++i) {
-    expect(few.tokens[i] == many.tokens[200 + i] && few.log_q[i] == many.log_q[200 + i],
+  const Draws many = sample(Cuda{}, m, o), few = sample(Cuda{}, m, o, 7, 5);
+  for (int64_t i = 0; i < 10; ++i) {
+    expect(few.tokens[i] == many.tokens[14 + i] && few.log_q[i] == many.log_q[14 + i],
            "few rows and many agree to the bit");
   }
   expect_no_faults("few rows as many");
@@ -540,6 +641,19 @@ void the_machine_sees_faults() {
   expect(neighbour_after(sync_block).empty(), "a barrier orders a block");
   expect(has(neighbour_after(sync_warp), "race"), "a warp's barrier orders no block");
   expect(has(neighbour_after(nothing), "uninitialised"), "a read before the write");
+  const auto reads_early = [](bool waits) {
+    simt::start_early() = true;
+    const std::string fault = fault_of([waits] {
+      static double written = 1;
+      if (waits) wait_for_previous_kernel();
+      double read = SharedPtr<double>(&written)[0];
+      (void)read;
+    });
+    simt::start_early() = false;
+    return fault;
+  };
+  expect(has(reads_early(false), "before the previous kernel"), "a read before the wait");
+  expect(reads_early(true).empty(), "a read after the wait");
   expect(has(fault_of([] { dynamic_shared()[0] = 1.0; }), "race"), "two writes race");
   expect(has(fault_of([] {
                if (lane() < 16) ballot(true);
@@ -566,10 +680,13 @@ constexpr Case kCases[] = {
     {"unaligned_rows", unaligned_rows},
     {"numbers_of_candidates", numbers_of_candidates},
     {"forbidden_tokens_and_temperatures", forbidden_tokens_and_temperatures},
+    {"extreme_scales", extreme_scales},
     {"peaks_and_holes", peaks_and_holes},
     {"nucleus", nucleus},
+    {"reads_of_a_nucleus", reads_of_a_nucleus},
     {"bad_rows", bad_rows},
     {"no_rows", no_rows},
+    {"when_rows_are_cut", when_rows_are_cut},
     {"few_rows_as_many", few_rows_as_many},
     {"huge_vocabulary", huge_vocabulary},
     {"last_token", last_token},
