@@ -9,6 +9,8 @@ namespace edlm::cuda {
 inline constexpr int64_t kShortRow = 4 * kWarpChunk;
 // Longer ones by the eight warps of a block.
 inline constexpr int kWarpsPerRow = 8;
+// A nucleus takes four reads, one after the other, so its rows have more.
+inline constexpr int kWarpsPerNucleus = 16;
 // Blocks beyond whole waves that read less than this take longer each than all of them together:
 // there the rows are cut at their chunks, unless the waves before are so many that it hardly shows.
 inline constexpr int64_t kFewBytes = 16 << 20;
@@ -46,6 +48,7 @@ using RowKernel = void (*)(Args, double*);
 template <class Args>
 struct RowKernels {
   RowKernel<Args> small, large, split;
+  int threads;  // of the latter two
 };
 
 template <class T, class Args>
@@ -57,16 +60,17 @@ Status launch_rows(const RowKernels<Args>& kernels, const Args& args, const RowP
     return launch(kernels.small, ceil_div(args.rows, Team<1>::kPerBlock), Team<1>::kThreads, bytes,
                   stream, args, memory);
   }
-  constexpr int kThreads = Team<kWarpsPerRow>::kThreads;
-  if (!plan.split) return launch(kernels.large, args.rows, kThreads, bytes, stream, args, memory);
+  if (!plan.split) {
+    return launch(kernels.large, args.rows, kernels.threads, bytes, stream, args, memory);
+  }
   const int64_t warps = args.rows * chunks_of(int(args.vocab));
   const Status status = launch(sum_rows_kernel<T, Args>, ceil_div(warps * kLanes, kSumThreads),
                                kSumThreads, 0, stream, args, memory);
   if (!status) return status;
   if (kDependentLaunch) {
-    return launch_dependent(kernels.split, args.rows, kThreads, bytes, stream, args, memory);
+    return launch_dependent(kernels.split, args.rows, kernels.threads, bytes, stream, args, memory);
   }
-  return launch(kernels.split, args.rows, kThreads, bytes, stream, args, memory);
+  return launch(kernels.split, args.rows, kernels.threads, bytes, stream, args, memory);
 }
 
 }  // namespace edlm::cuda

@@ -18,13 +18,15 @@ int64_t sample_candidates_workspace(const SampleCandidatesArgs& args) {
 Status sample_candidates(const SampleCandidatesArgs& args, void* workspace, void* stream) {
   return with_dtype(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int kWarps = kWarpsPerRow;
+    constexpr int kWarps = kWarpsPerRow, kMore = kWarpsPerNucleus;
     using Kernels = RowKernels<SampleCandidatesArgs>;
     constexpr Kernels kWhole = {sample_candidates_kernel<T, 1, false, false>,
                                 sample_candidates_kernel<T, kWarps, false, false>,
-                                sample_candidates_kernel<T, kWarps, false, true>};
-    constexpr Kernels kNucleus = {nullptr, sample_candidates_kernel<T, kWarps, true, false>,
-                                  sample_candidates_kernel<T, kWarps, true, true>};
+                                sample_candidates_kernel<T, kWarps, false, true>,
+                                Team<kWarps>::kThreads};
+    constexpr Kernels kNucleus = {nullptr, sample_candidates_kernel<T, kMore, true, false>,
+                                  sample_candidates_kernel<T, kMore, true, true>,
+                                  Team<kMore>::kThreads};
     return launch_rows<T>(args.top_p < 1 ? kNucleus : kWhole, args, plan_of(args), workspace,
                           stream);
   });

@@ -44,7 +44,7 @@ EDLM_DEVICE Draw lane_draw(const Row& row, const RowSums& sums, double u) {
 
 // `kSplit`: sum_rows_kernel has read the row, into `workspace`.
 template <class T, int kWarps, bool kNucleus, bool kSplit>
-EDLM_KERNEL(Team<kWarps>::kThreads, kNucleus ? 2 : kBlocks<T>)
+EDLM_KERNEL(Team<kWarps>::kThreads, kNucleus ? 1 : kBlocks<T>)
 sample_candidates_kernel(SampleCandidatesArgs args, double* workspace) {
   const int64_t r = Team<kWarps>::row();
   if (r >= args.rows) return;

@@ -20,7 +20,7 @@ Status token_log_probs(const TokenLogProbsArgs& args, void* workspace, void* str
     using T = typename decltype(type)::type;
     constexpr RowKernels<TokenLogProbsArgs> kKernels = {
         token_log_probs_kernel<T, 1, false>, token_log_probs_kernel<T, kWarpsPerRow, false>,
-        token_log_probs_kernel<T, kWarpsPerRow, true>};
+        token_log_probs_kernel<T, kWarpsPerRow, true>, Team<kWarpsPerRow>::kThreads};
     return launch_rows<T>(kKernels, args, plan_of(args), workspace, stream);
   });
 }
