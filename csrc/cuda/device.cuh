@@ -37,7 +37,7 @@ EDLM_DEVICE void sync_block() { __syncthreads(); }
 EDLM_DEVICE void sync_warp() { __syncwarp(); }
 
 EDLM_DEVICE SharedPtr<double> dynamic_shared() {
-  extern __shared__ double edlm_shared[];
+  extern __shared__ __align__(16) double edlm_shared[];
   return edlm_shared;
 }
 
@@ -119,6 +119,60 @@ EDLM_DEVICE uint32_t max_of_pairs(uint32_t a, uint32_t b, Float16) {
   return max;
 }
 
+// Bulk copies: one thread has the hardware bring bytes to shared memory, others wait at a barrier,
+// 8 bytes of shared memory, for as many as it was told. The n-th use of a barrier has parity n % 2.
+EDLM_DEVICE constexpr bool has_bulk_copies() {
+#if __CUDA_ARCH__ >= 900
+  return true;
+#else
+  return false;
+#endif
+}
+EDLM_DEVICE uint32_t shared_address(SharedPtr<double> at) {
+  return uint32_t(__cvta_generic_to_shared(at));
+}
+EDLM_DEVICE void bulk_start(SharedPtr<double> barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+}
+// After bulk_start(), before the first copy.
+EDLM_DEVICE void bulk_started() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+// Addresses and `bytes` are multiples of 16.
+EDLM_DEVICE void bulk_copy(SharedPtr<double> to, const void* from, int bytes,
+                           SharedPtr<double> barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+EDLM_DEVICE void bulk_wait(SharedPtr<double> barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .pred arrived;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 arrived, [%0], %1;\n"
+      "@!arrived bra again;\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#endif
+}
+// The i-th 16 bytes of what a copy brought.
+EDLM_DEVICE Bytes16 load16_shared(SharedPtr<double> from, int i) {
+  return reinterpret_cast<const Bytes16*>(from)[i];
+}
+
 // For kernels that launch_dependent() starts early. Else both return at once.
 EDLM_DEVICE void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
@@ -144,6 +198,11 @@ Status launch_with(cudaLaunchAttribute* attributes, unsigned count, void (*kerne
                    const Args&... args) {
   if (blocks == 0) return {};
   if (blocks > INT32_MAX) return {Code::kDevice, cudaErrorInvalidConfiguration};
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    if (error != cudaSuccess) return {Code::kDevice, error};
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(threads);

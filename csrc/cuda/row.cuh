@@ -33,6 +33,16 @@ struct Row {
   float scale;            // log2(e) / T
   float floor = -kInf;    // tokens of a smaller logit are read as -inf
 
+  // How many bytes a row starts beyond a multiple of 16.
+  EDLM_DEVICE int phase() const { return int(reinterpret_cast<uintptr_t>(logits) % 16); }
+  // Whether the 16-byte pieces that hold the chunk from `begin` on lie in the row.
+  EDLM_DEVICE bool holds_pieces(int begin) const {
+    const int margin = phase() ? kSpan<T> : 0;
+    return begin >= margin && begin + kWarpChunk + margin <= vocab;
+  }
+  // The first of those pieces.
+  EDLM_DEVICE const T* pieces(int begin) const { return logits + begin - phase() / int(sizeof(T)); }
+
   EDLM_DEVICE bool allows(int id, float logit) const {
     return id != forbidden_id && !(kNucleus && logit < floor);
   }
@@ -122,47 +132,54 @@ EDLM_DEVICE void hide(const Row<T, kNucleus>& row, int first, Bytes16& span) {
   }
 }
 
-// The tokens of a chunk that this lane holds: kSpan from `begin + lane * kSpan` on, and so on every
-// 32 * kSpan tokens.
+// This lane's tokens of a chunk: kSpan from the `kSpan * lane`-th on, and so on every 32 * kSpan
+// tokens. `piece(i)` is the i-th 16 bytes from the lane-th of those that hold the chunk, `phase`
+// where in the first of them it starts.
+template <class T, class Read>
+EDLM_DEVICE void load_pieces(int phase, Bytes16 (&spans)[kSpans<T>], const Read& piece, T) {
+  for (int s = 0; s < kSpans<T>; ++s) spans[s] = piece(s * kLanes);
+  if (phase == 0) return;
+  // A span lies in two pieces, of which the second is the first of the lane above, so it comes from
+  // the cache.
+  Bytes16 next[kSpans<T>];
+  for (int s = 0; s < kSpans<T>; ++s) next[s] = piece(s * kLanes + 1);
+  // The whole row has one phase: a branch costs less than to choose word by word.
+  const int bits = sizeof(T) == 4 ? 0 : phase % 4 * 8;
+  switch (phase / 4) {
+    case 0:
+      shift_down<0>(spans, next, bits);
+      break;
+    case 1:
+      shift_down<1>(spans, next, bits);
+      break;
+    case 2:
+      shift_down<2>(spans, next, bits);
+      break;
+    default:
+      shift_down<3>(spans, next, bits);
+  }
+}
+
+// Makes -inf of what the row must not mean in a chunk.
+template <class T, bool kNucleus>
+EDLM_DEVICE void hide_in_chunk(const Row<T, kNucleus>& row, int begin,
+                               Bytes16 (&spans)[kSpans<T>]) {
+  if (kNucleus || (row.forbidden_id >= begin && row.forbidden_id < begin + kWarpChunk)) {
+    const int first = begin + lane() * kSpan<T>;
+    for (int s = 0; s < kSpans<T>; ++s) hide(row, first + s * kLanes * kSpan<T>, spans[s]);
+  }
+}
+
 template <class T, bool kNucleus>
 EDLM_DEVICE void load_chunk(const Row<T, kNucleus>& row, int begin, Bytes16 (&spans)[kSpans<T>]) {
-  constexpr int kStride = kLanes * kSpan<T>;
-  const int first = begin + lane() * kSpan<T>;
-  const T* const mine = row.logits + first;
-  const int phase = int(reinterpret_cast<uintptr_t>(row.logits) % 16);
-  const int margin = phase ? kSpan<T> : 0;
-  if (begin < margin || begin + kWarpChunk + margin > row.vocab) {
-    for (int s = 0; s < kSpans<T>; ++s) spans[s] = load_span(row, first + s * kStride);
-  } else if (phase == 0) {
-    for (int s = 0; s < kSpans<T>; ++s) spans[s] = load16(mine + s * kStride);
+  if (row.holds_pieces(begin)) {
+    const T* const mine = row.pieces(begin) + lane() * kSpan<T>;
+    load_pieces(row.phase(), spans, [&](int i) { return load16(mine + i * kSpan<T>); }, T{});
   } else {
-    // Rows need not start at a multiple of 16 bytes: a span lies in two aligned pieces, of which
-    // the second is the first of the lane above, so it comes from the cache.
-    const T* const aligned = mine - phase / int(sizeof(T));
-    Bytes16 next[kSpans<T>];
-    for (int s = 0; s < kSpans<T>; ++s) {
-      spans[s] = load16(aligned + s * kStride);
-      next[s] = load16(aligned + s * kStride + kSpan<T>);
-    }
-    // The whole row has one phase: a branch costs less than to choose word by word.
-    const int bits = sizeof(T) == 4 ? 0 : phase % 4 * 8;
-    switch (phase / 4) {
-      case 0:
-        shift_down<0>(spans, next, bits);
-        break;
-      case 1:
-        shift_down<1>(spans, next, bits);
-        break;
-      case 2:
-        shift_down<2>(spans, next, bits);
-        break;
-      default:
-        shift_down<3>(spans, next, bits);
-    }
+    const int first = begin + lane() * kSpan<T>;
+    for (int s = 0; s < kSpans<T>; ++s) spans[s] = load_span(row, first + s * kLanes * kSpan<T>);
   }
-  if (kNucleus || (row.forbidden_id >= begin && row.forbidden_id < begin + kWarpChunk)) {
-    for (int s = 0; s < kSpans<T>; ++s) hide(row, first + s * kStride, spans[s]);
-  }
+  hide_in_chunk(row, begin, spans);
 }
 
 }  // namespace edlm::cuda

@@ -1,7 +1,9 @@
 // How the rows of a matrix of logits are dealt to blocks, for every op that reads rows.
 #pragma once
 
-#include "row_pass.cuh"
+#include <utility>
+
+#include "row_ring.cuh"
 
 namespace edlm::cuda {
 
@@ -33,12 +35,17 @@ inline RowPlan row_plan(DType dtype, int64_t rows, int64_t vocab, int64_t more) 
   const int64_t read = read_size(int(vocab)), made = sums_size(int(vocab));
   const bool short_rows = vocab <= kShortRow && more == 0;
   const bool fits = (read + made + more) * int64_t(sizeof(double)) <= kSharedBytes;
-  const int64_t wave = multiprocessors() * with_dtype(dtype, [](auto type) {
-                         return kBlocks<typename decltype(type)::type>;
-                       });
+  const auto [blocks, ring] = with_dtype(dtype, [](auto type) {
+    using T = typename decltype(type)::type;
+    return std::pair(kBlocks<T>, kRingSize<T, kWarpsPerRow>);
+  });
+  const int64_t wave = int64_t(multiprocessors()) * blocks;
   const bool few = rows < kManyWaves * wave && rows % wave * vocab * size_of(dtype) < kFewBytes;
   const bool split = !short_rows && (few || !fits);
   const int64_t sums = (made + (split ? 0 : read)) * (short_rows ? Team<1>::kPerBlock : 1);
+  if (kBulkCopies && !short_rows && !split && more == 0) {
+    return {false, false, ring_offset(int(vocab)) + ring, 0};
+  }
   return {short_rows, split, sums + more, split ? rows * read : 0};
 }
 

@@ -9,10 +9,15 @@
 
 namespace edlm::cuda {
 
+// Whether row_ring.cuh brings the chunks. Off until a GPU has shown it right and faster.
+inline constexpr bool kBulkCopies = false;
+
 // Blocks of 256 threads that must fit a multiprocessor: leaves a thread 128 registers for fp32,
-// whose chunk takes 32 and as many for the neighbours of unaligned rows, and 80 for 16-bit logits.
+// whose chunk takes 32 and as many for the neighbours of unaligned rows, and 64 for 16-bit logits.
 template <class T>
-inline constexpr int kBlocks = sizeof(T) == 4 ? 2 : 4;
+inline constexpr int kBlocks = sizeof(T) == 4 ? 2
+                               : kBulkCopies  ? 3
+                                              : 4;
 inline constexpr int kSumThreads = 256;
 
 // Partial sums of one row.
@@ -102,15 +107,21 @@ EDLM_DEVICE float cell_of(const Bytes16 (&spans)[kSpans<T>], const ChunkScale& s
 }
 
 template <class T, bool kNucleus>
-EDLM_DEVICE void sum_chunk(const Row<T, kNucleus>& row, int chunk, const RowSums& sums) {
-  Bytes16 spans[kSpans<T>];
-  load_chunk(row, chunk * kWarpChunk, spans);
+EDLM_DEVICE void sum_spans(const Row<T, kNucleus>& row, int chunk,
+                           const Bytes16 (&spans)[kSpans<T>], const RowSums& sums) {
   const float top = warp_max(largest(spans, T{}));
   const ChunkScale scale(top, row.scale);
   const float cell =
       scale.fused ? cell_of<true>(spans, scale, T{}) : cell_of<false>(spans, scale, T{});
   sums.cell_sum[chunk * kLanes + lane() % kSpans<T> * kSpan<T> + lane() / kSpans<T>] = cell;
   if (lane() == 0) sums.chunk_reference[chunk] = top;
+}
+
+template <class T, bool kNucleus>
+EDLM_DEVICE void sum_chunk(const Row<T, kNucleus>& row, int chunk, const RowSums& sums) {
+  Bytes16 spans[kSpans<T>];
+  load_chunk(row, chunk * kWarpChunk, spans);
+  sum_spans(row, chunk, spans, sums);
 }
 
 // Adds the cells of this warp's chunks in fp64, eight lanes to a chunk.

@@ -3,6 +3,7 @@
 
 #include "edlm/sample_candidates.h"
 #include "nucleus.cuh"
+#include "row_ring.cuh"
 
 namespace edlm::cuda {
 
@@ -61,8 +62,10 @@ sample_candidates_kernel(SampleCandidatesArgs args, double* workspace) {
   const RowSums sums = team_sums<kWarps, kSplit>(row.vocab, workspace);
   if constexpr (kSplit) {
     wait_for_previous_kernel();
-  } else {
+  } else if constexpr (kNucleus) {
     read_row<kWarps>(row, sums);
+  } else {
+    read_long_row<kWarps>(row, sums);
   }
   RowTotal total = row_total<kWarps>(row, sums);
   if constexpr (kNucleus) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "edlm/token_log_probs.h"
-#include "row_pass.cuh"
+#include "row_ring.cuh"
 
 namespace edlm::cuda {
 
@@ -20,7 +20,7 @@ token_log_probs_kernel(TokenLogProbsArgs args, double* workspace) {
   if constexpr (kSplit) {
     wait_for_previous_kernel();
   } else {
-    read_row<kWarps>(row, sums);
+    read_long_row<kWarps>(row, sums);
   }
   add_cells<kWarps>(chunks_of(row.vocab), sums);
   Team<kWarps>::sync();

@@ -11,6 +11,11 @@ case $3 in
     files=row.cuh edit='s/ + r \* args\.row_stride;/ + uint32_t(r * args.row_stride);/' ;;
   off_by_one_at_the_last_cell)
     files=row.cuh edit='s/return id < vocab ?/return id < vocab - 1 ?/' ;;
+  bulk_copies)
+    files=row_pass.cuh edit='s/kBulkCopies = false/kBulkCopies = true/' ;;
+  bulk_copies_without_a_wait)
+    files='row_pass.cuh row_ring.cuh'
+    edit='s/kBulkCopies = false/kBulkCopies = true/;/  bulk_wait(/d' ;;
   dependent_launch)
     files=row_launch.cuh edit='s/kDependentLaunch = false/kDependentLaunch = true/' ;;
   dependent_launch_without_a_wait)

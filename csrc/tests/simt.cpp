@@ -43,6 +43,13 @@ struct Record {
   std::vector<Access> reads, atomics;
 };
 
+// A bulk copy that nobody has waited for yet, and how many a barrier has seen the end of.
+struct Copy {
+  void* to = nullptr;
+  const void* from = nullptr;
+  int bytes = 0, ended = 0;
+};
+
 struct Machine {
   int64_t block = 0;
   int thread = 0, threads = 0;
@@ -63,6 +70,7 @@ struct Machine {
 
   // By address; those of shared memory are a block's own.
   std::unordered_map<const void*, Record> shared_records, global_records;
+  std::unordered_map<const void*, Copy> copies;  // by barrier
   std::vector<std::string> faults;
   int64_t wide_loads = 0;
   int multiprocessors = 1;
@@ -147,6 +155,7 @@ void run_block() {
   machine.waited.assign(machine.threads, false);
   memset(machine.shared.get(), 0xff, machine.shared_bytes);
   machine.shared_records.clear();
+  machine.copies.clear();
   machine.ready.clear();
   while (int(machine.fibres.size()) < machine.threads) {
     machine.fibres.push_back(std::make_unique<Fibre>());
@@ -183,6 +192,30 @@ bool ordered(const Access& before, const Access& now) {
 }  // namespace
 
 std::vector<std::string>& faults() { return machine.faults; }
+void bulk_start(const void* barrier) { machine.copies[barrier] = {}; }
+
+void bulk_copy(void* to, const void* from, int bytes, const void* barrier) {
+  const auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
+  const char* const end =
+      reinterpret_cast<const char*>(machine.shared.get()) + machine.shared_bytes;
+  if (!aligned(to) || !aligned(from) || bytes % 16) fault(here() + " copies what is not aligned");
+  if (static_cast<char*>(to) + bytes > end) fault(here() + " copies beyond shared memory");
+  if (!machine.copies.count(barrier)) fault(here() + " copies without a barrier");
+  Copy& copy = machine.copies[barrier];
+  if (copy.to) fault(here() + " starts a copy before the last has ended");
+  memset(to, 0xff, bytes);
+  copy = {to, from, bytes, copy.ended};
+}
+
+void bulk_wait(const void* barrier, int parity) {
+  Copy& copy = machine.copies[barrier];
+  if (copy.to) {
+    memcpy(copy.to, copy.from, copy.bytes);
+    copy = {nullptr, nullptr, 0, copy.ended + 1};
+  }
+  if (copy.ended % 2 == parity) fault(here() + " waits for a copy that never comes");
+}
+
 bool& start_early() { return machine.start_early; }
 void wait_for_previous_kernel() { machine.waited[machine.thread] = true; }
 int& multiprocessors() { return machine.multiprocessors; }

@@ -47,6 +47,11 @@ int& multiprocessors();
 bool& start_early();
 void wait_for_previous_kernel();
 
+// Copies that are under way until a thread waits for them; shared memory holds garbage meanwhile.
+void bulk_start(const void* barrier);
+void bulk_copy(void* to, const void* from, int bytes, const void* barrier);
+void bulk_wait(const void* barrier, int parity);
+
 // Calls of load16, to count reads by.
 int64_t& wide_loads();
 
@@ -183,6 +188,22 @@ uint32_t max_of_pairs(uint32_t a, uint32_t b, Half) {
     return value != value || value < to_float(Half{uint16_t(y)}) ? y : x;
   };
   return larger(a & 0xffff, b & 0xffff) | larger(a >> 16, b >> 16) << 16;
+}
+
+constexpr bool has_bulk_copies() { return true; }
+inline void bulk_start(SharedPtr<double> barrier) { simt::bulk_start(barrier.get()); }
+inline void bulk_started() {}
+inline void bulk_copy(SharedPtr<double> to, const void* from, int bytes,
+                      SharedPtr<double> barrier) {
+  simt::bulk_copy(to.get(), from, bytes, barrier.get());
+}
+inline void bulk_wait(SharedPtr<double> barrier, int parity) {
+  simt::bulk_wait(barrier.get(), parity);
+}
+inline Bytes16 load16_shared(SharedPtr<double> from, int i) {
+  Bytes16 bytes;
+  memcpy(&bytes, reinterpret_cast<const Bytes16*>(from.get()) + i, sizeof bytes);
+  return bytes;
 }
 
 inline void let_next_kernel_start() {}
