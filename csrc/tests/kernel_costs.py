@@ -20,7 +20,7 @@ import sys
 import sysconfig
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 VOCAB, CHUNK, WARPS, TRIPS = 50258, 1024, 8, 2
@@ -343,6 +343,7 @@ def cuobjdump(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
+@cache
 def kernels_of(library: Path, arch: str) -> dict[str, Kernel]:
     listing = cuobjdump("-sass", "-arch", arch, str(library))
     kernels = {}
@@ -361,6 +362,7 @@ def kernels_of(library: Path, arch: str) -> dict[str, Kernel]:
     return kernels
 
 
+@cache
 def registers_of(library: Path, arch: str) -> dict[str, int]:
     said = cuobjdump("-res-usage", "-arch", arch, str(library))
     return {n: int(r) for n, r in re.findall(r"Function (\w+):\s+REG:(\d+)", said)}
