@@ -239,6 +239,11 @@ class Engine:
         return self._graphs
 
     def _length(self, config: GenerationConfig) -> int:
+        if config.length is None and getattr(self.denoiser, "any_length", False):
+            raise ValueError(
+                f"length must be given: this denoiser has none of its own, it takes up to "
+                f"{self.denoiser.length} tokens"
+            )
         length = config.length or self.denoiser.length
         longest = min(self.denoiser.length, getattr(self.energy, "length", self.denoiser.length))
         if length > longest:

@@ -87,6 +87,20 @@ def require_transformers(path: Path) -> Any:
     return transformers
 
 
+def known_to_transformers(config: dict[str, Any], mapping: str) -> bool:
+    """Whether a class for such a configuration ships with transformers, by a mapping of its.
+
+    True where transformers is absent, so that whoever loads says what to install.
+    """
+    if "model_type" not in config:
+        return False
+    try:
+        from transformers.models.auto import modeling_auto
+    except ImportError:
+        return True
+    return config["model_type"] in getattr(modeling_auto, mapping)
+
+
 def untie(tensors: dict[str, Tensor], embedding: str, tied: bool) -> bool:
     """Drop a stored head that is the embedding once more; returns whether the head is tied.
 

@@ -70,7 +70,11 @@ class DiffuGPT:
         mask_id = mask_token(request, config, tokenizer, place)
         bos_id = bos_id if config.get("bos_token_id") is None else config["bos_token_id"]
         denoiser = BidirectionalCausalLM(
-            model, mask_id=mask_id, bos_id=bos_id, never_drawn=unused_ids(rows, tokenizer)
+            model,
+            mask_id=mask_id,
+            bos_id=bos_id,
+            length=model.config.max_position_embeddings - 1 if kind == "gpt2" else None,
+            never_drawn=unused_ids(rows, tokenizer),
         )
         return Loaded(denoiser.to(request.device), tokenizer)
 
