@@ -160,6 +160,8 @@ def load_pair(
         _require_size(tokenizer, denoiser, files, format)
     if scorer is None:
         return Bundle(denoiser, loaded.ar, tokenizer)
+    if tokenizer is None and scorer.is_dir():  # that of the energy, which has the same tokens
+        tokenizer = find_tokenizer(scorer)
     ignored = {denoiser.mask_id, *getattr(denoiser, "never_drawn", ())}
     require_same_tokens(files, scorer / TOKENIZER, ignored)
     return Bundle(denoiser, load_scorer(scorer, request, mask_id=denoiser.mask_id), tokenizer)

@@ -9,10 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from edlm_engine.checkpoints.files import TOKENIZER, read_json
+from edlm_engine.checkpoints.hub import VOCABULARIES, Source, locate
 from edlm_engine.checkpoints.tokenizer import END_OF_TEXT, Tokenizer
 
 NAMES = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
-FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model")
 
 
 class HubTokenizer(Tokenizer):
@@ -88,9 +88,18 @@ def find_tokenizer(place: Path) -> HubTokenizer | None:
             return HubTokenizer(Backend.from_file(str(file)), _named(folder))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{file} is not a tokenizer file: {error}") from error
-    if not any((folder / name).is_file() for name in FILES):
+    if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     return _by_transformers(folder)
+
+
+def load_tokenizer(name: str | Path, source: Source | None = None) -> HubTokenizer:
+    """The tokenizer of a folder, file or hub id; FileNotFoundError if there is none."""
+    place = locate(name, source, tokenizer=True)
+    tokenizer = find_tokenizer(place)
+    if tokenizer is None:
+        raise FileNotFoundError(f"no tokenizer at {place}: looked for {TOKENIZER}")
+    return tokenizer
 
 
 def _by_transformers(folder: Path) -> HubTokenizer:

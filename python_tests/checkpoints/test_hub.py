@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from mdlm_layouts import BARE_CONFIG, HUB_CONFIG, save, tensors
+from tiny_llama import tiny_tokenizer
 
 from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.bundle import load_bundle
@@ -106,8 +107,34 @@ def test_the_network_is_asked_where_it_may_be(tmp_path, monkeypatch):
     assert asked == [(True, False), (False, False), (False, True)]
 
 
-def test_what_is_neither_path_nor_id(tmp_path):
+def test_a_tokenizer_of_its_own(tmp_path):
+    save(tmp_path / "mdlm", HUB_CONFIG, tensors(prefix="backbone."))
+    folder = cached(tmp_path / "cache", "gpt2")
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    engine = Engine.from_pretrained(
+        tmp_path / "mdlm", tokenizer="gpt2", cache_dir=tmp_path / "cache"
+    )
+    out = engine.generate(config=GenerationConfig(steps=3), prompt="a b")
+    assert out.sequences[0, :2].tolist() == [2, 3] and out.texts is not None
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at someone/none: .*tokenizer"):
+        Engine.from_pretrained(tmp_path / "mdlm", tokenizer="someone/none")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*mdlm: looked for"):
+        Engine.from_pretrained(tmp_path / "mdlm", tokenizer=tmp_path / "mdlm")
+
+
+def test_the_tokenizer_of_the_energy(tmp_path):
+    save(tmp_path / "mdlm", HUB_CONFIG, tensors(prefix="backbone."))
+    save(tmp_path / "ar", BARE_CONFIG, tensors(causal=True))
+    tiny_tokenizer().save(str(tmp_path / "ar" / "tokenizer.json"))
+    assert Engine.from_pretrained(tmp_path / "mdlm", energy="ar").tokenizer.token_id("ab") == 4
+
+
+def test_what_is_neither_path_nor_id(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere: looked for .*config.json"):
         locate(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no model at folder/name: looked for"):
+        locate("folder/name")  # would be an id, were there no such folder
     with pytest.raises(FileNotFoundError, match="has no inside"):
         locate(tmp_path, Source(subfolder="inside"))

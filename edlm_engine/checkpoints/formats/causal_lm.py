@@ -24,7 +24,7 @@ class CausalLanguageModel:
     def load(self, place: Path, request: Request) -> Loaded:
         model = read_causal_lm(place)
         scorer = CausalLMScorer(model, model.config.bos_token_id)
-        if request.meta:
-            return Loaded(scorer.to("meta"), find_tokenizer(place))
+        if request.meta:  # already read, and without its memory tied weights would count twice
+            return Loaded(scorer, find_tokenizer(place))
         cast(model, request)
         return Loaded(scorer.to(request.device).requires_grad_(False), find_tokenizer(place))
