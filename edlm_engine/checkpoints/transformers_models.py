@@ -116,12 +116,16 @@ def untie(tensors: dict[str, Tensor], embedding: str, tied: bool) -> bool:
 
 
 def mask_token(
-    request: Request, config: dict[str, Any], tokenizer: HubTokenizer | None, place: Path
+    request: Request,
+    config: dict[str, Any],
+    tokenizer: HubTokenizer | None,
+    place: Path,
+    default: int | None = None,
 ) -> int:
-    """The mask: as asked, of the configuration, or of the tokenizer; else ValueError."""
+    """The mask: as asked, of the configuration, or of the tokenizer; else default or ValueError."""
     given = (request.mask_id, config.get("mask_token_id"), config.get("mask_id"))
     named = tokenizer.special.get("mask_token") if tokenizer is not None else None
-    for mask_id in (*given, named):
+    for mask_id in (*given, named, default):
         if mask_id is not None:
             return int(mask_id)
     raise ValueError(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mdlm_layouts import BARE_CONFIG, HUB_CONFIG, MASK, VOCAB, save, tensors
+from safetensors.torch import load_file, save_file
 from tiny_llama import save_tiny_gguf, save_tiny_llama, tiny_llama
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
@@ -55,6 +56,20 @@ def test_models_with_and_without_a_row_for_the_mask(tmp_path, denoiser, make, vo
         torch.testing.assert_close(scorer.logits(x0), wanted, rtol=0, atol=1e-4)
     out = engine.generate(2, config=CONFIG)
     assert (out.sequences < MASK).all() and (out.energy_evaluations > 0).all()
+
+
+@torch.no_grad()
+def test_the_names_of_gpt2_itself(tmp_path):
+    """The file on the hub has no prefix, and buffers of an old version."""
+    model = gpt2(VOCAB).eval()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    weights |= {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32).tril() for i in range(2)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    x0 = torch.randint(VOCAB, (2, 9))
+    wanted = model(input_ids=torch.cat((torch.zeros_like(x0[:, :1]), x0[:, :-1]), 1)).logits
+    torch.testing.assert_close(load_ar(tmp_path).logits(x0), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocab", [VOCAB - 2, VOCAB + 1])
