@@ -66,10 +66,11 @@ class MaskedLanguageModel:
         if request.meta:
             return Loaded(denoiser, tokenizer)
         denoiser = with_head(denoiser)
-        if request.blocks is not None:
-            cast_parameters(denoiser.model, request.blocks)
+        # The head first: it may share its weight with the embedding, which goes with the blocks.
         if request.head is not None and isinstance(denoiser, MaskedLMWithHead):
             denoiser.decoder = _own(denoiser.decoder, request)
+        if request.blocks is not None:
+            cast_parameters(denoiser.model, request.blocks)
         return Loaded(denoiser.to(request.device).requires_grad_(False), tokenizer)
 
 
