@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from edlm_engine.checkpoints.files import TOKENIZER, read_json
 from edlm_engine.checkpoints.hub import VOCABULARIES, Source, locate
 from edlm_engine.checkpoints.tokenizer import END_OF_TEXT, Tokenizer
 
+# Classes that only remote code has -> those of transformers that read the same files.
+SAME_AS = {"DreamTokenizer": "Qwen2Tokenizer"}
 NAMES = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
 
 
@@ -109,10 +112,13 @@ def _by_transformers(folder: Path) -> HubTokenizer:
         raise ImportError(
             f"{folder} has a tokenizer of transformers: pip install 'edlm_engine[hub]'"
         ) from error
+    config = folder / "tokenizer_config.json"
+    named_class = read_json(config).get("tokenizer_class") if config.is_file() else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        cls = AutoTokenizer
+        if named_class in SAME_AS:
+            cls = getattr(import_module("transformers"), SAME_AS[named_class])
+        tokenizer = cls.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds, by the files that are there
         raise ValueError(f"{folder} has a tokenizer that cannot be read: {error}") from error
     named = {name: getattr(tokenizer, name) for name in NAMES}

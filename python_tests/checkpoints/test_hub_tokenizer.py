@@ -56,6 +56,29 @@ def test_a_tokenizer_that_is_plain_python(tmp_path):
     assert tokenizer.decode([5, 6]).replace(" ", "") == "AC"
 
 
+def test_the_tokenizer_of_dream_without_its_remote_code(tmp_path):
+    vocabulary = {"a": 0, "b": 1, "\u0120": 2, "ab": 3}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    special = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    names = ["<|endoftext|>", "<|beginoftext|>", "<|mask|>"]
+    added = {str(4 + i): {"content": n, "special": True} | special for i, n in enumerate(names)}
+    config = {
+        "added_tokens_decoder": added,
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "bos_token": "<|beginoftext|>",
+        "mask_token": "<|mask|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "DreamTokenizer",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = find_tokenizer(tmp_path)
+    assert tokenizer.special["mask_token"] == 6 and tokenizer.bos_id == 5
+    assert tokenizer.encode("ab a") == [3, 2, 0] and tokenizer.vocab_size == 7
+    assert tokenizer.decode([3, 2, 0]) == "ab a"
+
+
 def test_folders_without_one(tmp_path):
     assert find_tokenizer(tmp_path) is None
     (tmp_path / "tokenizer.json").write_text("{")
