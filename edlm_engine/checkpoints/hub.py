@@ -12,9 +12,7 @@ from edlm_engine.checkpoints.weights import SUFFIXES, weight_file
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 ID = re.compile(rf"(?P<repo>{NAME}(?:/{NAME})?)(?P<inside>(?:/{NAME})*)")
-SIDECARS = ("*.json", "*.txt", "*.model")
-WHOLE = ("*.safetensors", "*.gguf")
-PICKLED = ("*.bin", "*.ckpt")
+ADAPTER = "adapter_model.safetensors"
 VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
@@ -22,6 +20,23 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "spiece.model",
 )
+# By name and not by ending: a repository may hold folders of other models, which "*" reaches into.
+SIDECARS = (
+    "config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    *VOCABULARIES,
+)
+WHOLE = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_*",
+    "denoiser/*",
+    "ar/*",
+)
+PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 FILES = "config.json, model.safetensors (or its shards with their index) and tokenizer.json"
 
 
@@ -126,5 +141,5 @@ def _whole(place: Path, tokenizer: bool) -> bool:
         )
     if place.is_file():
         return True
-    others = place.is_dir() and any(any(place.glob(p)) for p in ("*.gguf", "*.ckpt"))
-    return others or weight_file(place) is not None
+    inside = (place, place / "denoiser")
+    return any(weight_file(folder) or (folder / ADAPTER).is_file() for folder in inside)
