@@ -87,7 +87,7 @@ def _engine(args: argparse.Namespace):
     from edlm_engine import Engine
 
     options = {"device": args.device, "weights": args.weights, "mask_id": args.mask_id}
-    options |= {"subfolder": args.subfolder, "revision": args.revision}
+    options |= {name: getattr(args, name) for name in ("subfolder", "revision", "tokenizer")}
     if args.energy != "default":
         options["energy"] = None if args.energy == "none" else args.energy
     if args.dtype:

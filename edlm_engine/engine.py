@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 from edlm_engine import ops
 from edlm_engine.checkpoints.bundle import load_for_sampling
 from edlm_engine.checkpoints.hub import Source
+from edlm_engine.checkpoints.hub_tokenizer import load_tokenizer
 from edlm_engine.checkpoints.save import save_pair
 from edlm_engine.energies.protocol import Energy
 from edlm_engine.energies.residual import ARResidualEnergy
@@ -80,6 +82,7 @@ class Engine:
         revision: str | None = None,
         local_files_only: bool = False,
         cache_dir: str | Path | None = None,
+        tokenizer: str | Path | None = None,
         weights: Literal["ema", "raw"] = "ema",
         mask_id: int | None = None,
         compile: bool = False,
@@ -98,6 +101,9 @@ class Engine:
 
         subfolder, revision, local_files_only, cache_dir: as in huggingface_hub, of `path`; the
         energy is looked for under the last two. HF_HUB_OFFLINE is respected.
+
+        tokenizer: the folder or hub id of one, for a model that has none beside it; by default that
+        of the energy.
 
         weights: of a training checkpoint, the averaged ("ema") or the "raw" ones. mask_id: the mask
         token of a model that does not name one.
@@ -146,7 +152,10 @@ class Engine:
                 if hasattr(model, name):
                     setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
         residual = None if ar is None else ARResidualEnergy(ar, carry_over=energy == "coar")
-        return cls(denoiser, residual, bundle.tokenizer, cuda_graphs=cuda_graphs)
+        read = bundle.tokenizer
+        if tokenizer is not None:
+            read = load_tokenizer(tokenizer, replace(source, subfolder=None, revision=None))
+        return cls(denoiser, residual, read, cuda_graphs=cuda_graphs)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write denoiser, AR energy and tokenizer as `from_pretrained` reads them.
@@ -239,6 +248,11 @@ class Engine:
         return self._graphs
 
     def _length(self, config: GenerationConfig) -> int:
+        if config.length is None and getattr(self.denoiser, "any_length", False):
+            raise ValueError(
+                f"length must be given: this denoiser has none of its own, it takes up to "
+                f"{self.denoiser.length} tokens"
+            )
         length = config.length or self.denoiser.length
         longest = min(self.denoiser.length, getattr(self.energy, "length", self.denoiser.length))
         if length > longest:

@@ -154,6 +154,9 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_source_options(parser)
     parser.add_argument(
+        "--tokenizer", help="folder or hub id of one, for a model that has none beside it"
+    )
+    parser.add_argument(
         "--energy",
         default="default",
         help='"ar", "coar", "none", or the folder, file or hub id of an AR model (default: ar for '

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edlm_engine.checkpoints.base import find_base
 from edlm_engine.checkpoints.files import CONFIG, TOKENIZER, WEIGHTS, read_json, write_json
+from edlm_engine.checkpoints.hub import ADAPTER
 from edlm_engine.checkpoints.tokenizer import Tokenizer
 from edlm_engine.checkpoints.weights import check_names, check_shapes, read_weights
 from edlm_engine.models.bidirectional import BidirectionalCausalLM
@@ -27,7 +28,7 @@ from edlm_engine.models.causal_lm import CausalLMScorer, locate_gguf, read_causa
 from edlm_engine.models.low_rank import add_low_rank
 
 ARCHITECTURE = "adapted-causal-lm"
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 MASK_EMBEDDING = "mask_embedding"
 PEFT_PREFIX = "base_model.model."
 KINDS = ("low-rank", "full")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from edlm_engine.checkpoints.files import ASSETS, BUNDLED, CONFIG, TOKENIZER
+from edlm_engine.checkpoints.files import ASSETS, BUNDLED, TOKENIZER
 from edlm_engine.checkpoints.hub import Source, locate
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
 from edlm_engine.checkpoints.native import Model, load_model
@@ -133,12 +133,6 @@ def load_pair(
     """What `load_bundle` and `load_for_sampling` share."""
     root = _root(path, source)
     denoiser_place = root / "denoiser" if (root / "denoiser").is_dir() else root
-    if denoiser_place.is_dir() and not any(denoiser_place.iterdir()):
-        denoiser_place = denoiser_place / "nothing"
-    if not denoiser_place.exists():
-        raise FileNotFoundError(
-            f"no model at {root}: looked for {root / 'denoiser' / CONFIG} and {root / CONFIG}"
-        )
     format = find_format(denoiser_place)
     adapted = format.name == "adapted"
     if request.base is not None and not adapted:
@@ -160,6 +154,8 @@ def load_pair(
         _require_size(tokenizer, denoiser, files, format)
     if scorer is None:
         return Bundle(denoiser, loaded.ar, tokenizer)
+    if tokenizer is None and scorer.is_dir():  # that of the energy, which has the same tokens
+        tokenizer = find_tokenizer(scorer)
     ignored = {denoiser.mask_id, *getattr(denoiser, "never_drawn", ())}
     require_same_tokens(files, scorer / TOKENIZER, ignored)
     return Bundle(denoiser, load_scorer(scorer, request, mask_id=denoiser.mask_id), tokenizer)

@@ -7,13 +7,36 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from edlm_engine.checkpoints.files import CONFIG, TOKENIZER
 from edlm_engine.checkpoints.weights import SUFFIXES, weight_file
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 ID = re.compile(rf"(?P<repo>{NAME}(?:/{NAME})?)(?P<inside>(?:/{NAME})*)")
-SIDECARS = ("*.json", "*.txt", "*.model")
-WHOLE = ("*.safetensors", "*.gguf")
-PICKLED = ("*.bin", "*.ckpt")
+ADAPTER = "adapter_model.safetensors"
+VOCABULARIES = (
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
+# By name and not by ending: a repository may hold folders of other models, which "*" reaches into.
+SIDECARS = (
+    "config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    *VOCABULARIES,
+)
+WHOLE = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_*",
+    "denoiser/*",
+    "ar/*",
+)
+PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 FILES = "config.json, model.safetensors (or its shards with their index) and tokenizer.json"
 
 
@@ -32,12 +55,12 @@ class Source:
     cache_dir: str | Path | None = None
 
 
-def locate(name: str | Path, source: Source | None = None) -> Path:
+def locate(name: str | Path, source: Source | None = None, *, tokenizer: bool = False) -> Path:
     """The folder or file of a model: a path that exists, else an id of the hub.
 
     An id may go on with a folder or file of the repository: "org/name/folder". The cache is looked
-    into first, then the network is asked unless that is forbidden. Raises FileNotFoundError saying
-    where was looked and which files to bring.
+    into first, then the network is asked unless that is forbidden. `tokenizer` asks for its files
+    alone. Raises FileNotFoundError saying where was looked and which files to bring.
     """
     source = source or Source()
     path = Path(name)
@@ -47,19 +70,18 @@ def locate(name: str | Path, source: Source | None = None) -> Path:
             raise FileNotFoundError(f"no model at {place}: {path} has no {source.subfolder}")
         return place
     match = ID.fullmatch(str(name))
-    if match is None:
-        raise FileNotFoundError(
-            f"no model at {path}: looked for a folder with config.json, or a file"
-        )
+    inside_a_folder = path.parent.is_dir() and path.parent != Path(".")
+    if match is None or inside_a_folder:
+        raise FileNotFoundError(f"no model at {path}: looked for {path / CONFIG}")
     inside = PurePosixPath(source.subfolder or ".") / match["inside"].lstrip("/")
-    return _from_hub(match["repo"], inside, source)
+    return _from_hub(match["repo"], inside, source, tokenizer)
 
 
 def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
 
-def _from_hub(repo: str, inside: PurePosixPath, source: Source) -> Path:
+def _from_hub(repo: str, inside: PurePosixPath, source: Source, tokenizer: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.constants import HF_HUB_CACHE
@@ -68,6 +90,7 @@ def _from_hub(repo: str, inside: PurePosixPath, source: Source) -> Path:
         raise FileNotFoundError(
             f"no model at {repo}: no such folder, and for the hub pip install 'edlm_engine[hub]'"
         ) from error
+    what = "tokenizer" if tokenizer else "model"
     one_file = inside.suffix in (*SUFFIXES, ".gguf")
     folder = "" if inside == PurePosixPath(".") else f"{inside}/"
 
@@ -87,32 +110,36 @@ def _from_hub(repo: str, inside: PurePosixPath, source: Source) -> Path:
 
     try:
         try:
-            place = fetch((*SIDECARS, *WHOLE), True)
-            if _whole(place):
+            place = fetch(SIDECARS if tokenizer else (*SIDECARS, *WHOLE), True)
+            if _whole(place, tokenizer):
                 return place
         except LocalEntryNotFoundError:
             pass
         if source.local_files_only or offline():
             raise LocalEntryNotFoundError("the network is not asked")
-        for patterns in ((*SIDECARS, *WHOLE), PICKLED):
+        for patterns in (SIDECARS,) if tokenizer else ((*SIDECARS, *WHOLE), PICKLED):
             place = fetch(patterns, False)
-            if _whole(place):
+            if _whole(place, tokenizer):
                 return place
-        raise LocalEntryNotFoundError("it has no weights there")
+        raise LocalEntryNotFoundError(f"it has no {what} there")
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         target = f"{repo}/{inside}".removesuffix("/.")
-        files = str(inside) if one_file else FILES
+        files = str(inside) if one_file else "tokenizer.json" if tokenizer else FILES
         raise FileNotFoundError(
-            f"no model at {target}: no such file or folder here, and not to be had from the hub "
+            f"no {what} at {target}: no such file or folder here, and not to be had from the hub "
             f"({str(error).splitlines()[0]}). Looked in {source.cache_dir or HF_HUB_CACHE}. "
             f"Where there is a network, `hf download {repo}` fills that cache; or bring {files} "
             f"from huggingface.co/{repo} into a folder and give its path"
         ) from error
 
 
-def _whole(place: Path) -> bool:
-    """Whether a model's weights are there."""
+def _whole(place: Path, tokenizer: bool) -> bool:
+    """Whether a model's weights are there, or a tokenizer's files."""
+    if tokenizer:
+        return place.is_dir() and any(
+            (place / name).is_file() for name in (TOKENIZER, *VOCABULARIES)
+        )
     if place.is_file():
         return True
-    others = place.is_dir() and any(any(place.glob(p)) for p in ("*.gguf", "*.ckpt"))
-    return others or weight_file(place) is not None
+    inside = (place, place / "denoiser")
+    return any(weight_file(folder) or (folder / ADAPTER).is_file() for folder in inside)

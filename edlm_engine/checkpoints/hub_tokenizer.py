@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from edlm_engine.checkpoints.files import TOKENIZER, read_json
+from edlm_engine.checkpoints.hub import VOCABULARIES, Source, locate
 from edlm_engine.checkpoints.tokenizer import END_OF_TEXT, Tokenizer
 
+# Classes that only remote code has -> those of transformers that read the same files.
+SAME_AS = {"DreamTokenizer": "Qwen2Tokenizer"}
 NAMES = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
-FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model")
 
 
 class HubTokenizer(Tokenizer):
@@ -88,9 +91,18 @@ def find_tokenizer(place: Path) -> HubTokenizer | None:
             return HubTokenizer(Backend.from_file(str(file)), _named(folder))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{file} is not a tokenizer file: {error}") from error
-    if not any((folder / name).is_file() for name in FILES):
+    if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     return _by_transformers(folder)
+
+
+def load_tokenizer(name: str | Path, source: Source | None = None) -> HubTokenizer:
+    """The tokenizer of a folder, file or hub id; FileNotFoundError if there is none."""
+    place = locate(name, source, tokenizer=True)
+    tokenizer = find_tokenizer(place)
+    if tokenizer is None:
+        raise FileNotFoundError(f"no tokenizer at {place}: looked for {TOKENIZER}")
+    return tokenizer
 
 
 def _by_transformers(folder: Path) -> HubTokenizer:
@@ -100,10 +112,13 @@ def _by_transformers(folder: Path) -> HubTokenizer:
         raise ImportError(
             f"{folder} has a tokenizer of transformers: pip install 'edlm_engine[hub]'"
         ) from error
+    config = folder / "tokenizer_config.json"
+    named_class = read_json(config).get("tokenizer_class") if config.is_file() else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        cls = AutoTokenizer
+        if named_class in SAME_AS:
+            cls = getattr(import_module("transformers"), SAME_AS[named_class])
+        tokenizer = cls.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds, by the files that are there
         raise ValueError(f"{folder} has a tokenizer that cannot be read: {error}") from error
     named = {name: getattr(tokenizer, name) for name in NAMES}

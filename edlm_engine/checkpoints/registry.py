@@ -16,8 +16,8 @@ from edlm_engine.checkpoints.weights import read_tensors, weight_file
 
 # In the order in which they are asked: a layout known by its name before one known by its shape.
 BUILT_IN = (
-    "edlm_engine.checkpoints.formats.native:Native",
     "edlm_engine.checkpoints.formats.adapted:Adapted",
+    "edlm_engine.checkpoints.formats.native:Native",
     "edlm_engine.checkpoints.formats.mdlm:MDLM",
     "edlm_engine.checkpoints.formats.lightning:Lightning",
     "edlm_engine.checkpoints.formats.smdm:SMDM",
@@ -106,7 +106,7 @@ def find_format(place: Path) -> Format:
         read_tensors(place, meta=True)  # a damaged file is in no format: it says so itself
     known = ", ".join(format.name for format in formats())
     if place.is_dir() and not any(place.iterdir()):
-        raise FileNotFoundError(f"no model at {place}: the folder is empty")
+        raise FileNotFoundError(f"no model at {place}: looked for {place / CONFIG}, it is empty")
     what = config_of(place).get("model_type") if place.is_dir() else place.suffix
     raise ValueError(
         f"no model at {place} in a format that is known: looked for {CONFIG} with weights beside "

@@ -87,6 +87,20 @@ def require_transformers(path: Path) -> Any:
     return transformers
 
 
+def known_to_transformers(config: dict[str, Any], mapping: str) -> bool:
+    """Whether a class for such a configuration ships with transformers, by a mapping of its.
+
+    True where transformers is absent, so that whoever loads says what to install.
+    """
+    if "model_type" not in config:
+        return False
+    try:
+        from transformers.models.auto import modeling_auto
+    except ImportError:
+        return True
+    return config["model_type"] in getattr(modeling_auto, mapping)
+
+
 def untie(tensors: dict[str, Tensor], embedding: str, tied: bool) -> bool:
     """Drop a stored head that is the embedding once more; returns whether the head is tied.
 
@@ -102,12 +116,16 @@ def untie(tensors: dict[str, Tensor], embedding: str, tied: bool) -> bool:
 
 
 def mask_token(
-    request: Request, config: dict[str, Any], tokenizer: HubTokenizer | None, place: Path
+    request: Request,
+    config: dict[str, Any],
+    tokenizer: HubTokenizer | None,
+    place: Path,
+    default: int | None = None,
 ) -> int:
-    """The mask: as asked, of the configuration, or of the tokenizer; else ValueError."""
+    """The mask: as asked, of the configuration, or of the tokenizer; else default or ValueError."""
     given = (request.mask_id, config.get("mask_token_id"), config.get("mask_id"))
     named = tokenizer.special.get("mask_token") if tokenizer is not None else None
-    for mask_id in (*given, named):
+    for mask_id in (*given, named, default):
         if mask_id is not None:
             return int(mask_id)
     raise ValueError(

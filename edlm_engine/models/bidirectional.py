@@ -76,11 +76,13 @@ class BidirectionalCausalLM(nn.Module):
     Args:
         model: a transformers model whose logits are a linear head on its last hidden state.
         mask_id: a token of the vocabulary that text never holds.
-        length: the longest sequence; by default what the model's positions allow.
+        length: the longest sequence; by default what the model's positions allow, and then
+            `any_length` is True: whoever generates must say how much.
     """
 
     model: Any  # a PreTrainedModel of transformers, which need not be installed
     length: int
+    any_length: bool
 
     def __init__(
         self,
@@ -100,6 +102,7 @@ class BidirectionalCausalLM(nn.Module):
         self.shifted = shifted
         self.never_drawn = frozenset(never_drawn)
         longest = self.model.config.max_position_embeddings - (bos_id is not None)
+        self.any_length = length is None
         self.length = longest if length is None else length
         if not 1 <= self.length <= longest:
             raise ValueError(f"length must be in [1, {longest}], got {length}")

@@ -18,6 +18,8 @@ class Denoiser(Protocol):
     - `device`, if it is neither the CPU nor that of its `parameters()`;
     - `needs_grad`, True if it takes gradients, within `torch.enable_grad()`: generation then runs
       under `torch.no_grad()` instead of `torch.inference_mode()`;
+    - `any_length`, True if `length` is only a limit and each generation must say its own;
+    - `never_drawn`, ids that get probability 0 beside the mask, which an energy need not know;
     - `capturable`, True if CUDA graphs may replay it: `edlm_engine.execution.graphs` says what that
       asks.
     """

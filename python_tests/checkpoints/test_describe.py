@@ -66,7 +66,7 @@ def test_causal_models(tmp_path, save_one):
 def test_what_is_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model at"):
         describe(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="the folder is empty"):
+    with pytest.raises(FileNotFoundError, match="it is empty"):
         describe(tmp_path)
     (tmp_path / "notes.txt").write_text("words")
     with pytest.raises(ValueError, match=r"in a format that is known: looked for config\.json"):

@@ -1,14 +1,17 @@
 """Ids of the hub, offline: found in a cache laid out as the hub's own, or told what to bring."""
 
 import shutil
+from fnmatch import fnmatch
 
 import pytest
 from mdlm_layouts import BARE_CONFIG, HUB_CONFIG, save, tensors
+from tiny_llama import tiny_tokenizer
 
 from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.bundle import load_bundle
 from edlm_engine.checkpoints.hub import Source, locate
 
+ENDINGS = ("safetensors", "bin", "ckpt", "gguf")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -52,6 +55,14 @@ def test_folders_and_files_of_a_repository(tmp_path):
     assert locate(folder, Source(subfolder="owt/ar")) == folder / "owt" / "ar"
 
 
+def test_a_pair_of_ours(tmp_path):
+    folder = cached(tmp_path, "someone/pair")
+    save(folder / "denoiser", HUB_CONFIG, tensors(prefix="backbone."))
+    save(folder / "ar", BARE_CONFIG, tensors(causal=True))
+    engine = Engine.from_pretrained("someone/pair", energy="ar", cache_dir=tmp_path)
+    assert engine.energy.model.vocab_size == 14
+
+
 def test_a_revision(tmp_path):
     save(cached(tmp_path, "someone/mdlm", "v2"), HUB_CONFIG, tensors(prefix="backbone."))
     engine = Engine.from_pretrained("someone/mdlm", revision="v2", cache_dir=tmp_path)
@@ -91,8 +102,10 @@ def test_the_network_is_asked_where_it_may_be(tmp_path, monkeypatch):
     asked = []
 
     def snapshot_download(repo, *, allow_patterns, local_files_only, **options):
-        asked.append((local_files_only, "*.bin" in allow_patterns))
-        if not local_files_only and "*.bin" in allow_patterns:
+        assert not any(fnmatch(f"other/model.{end}", p) for end in ENDINGS for p in allow_patterns)
+        pickles = any(fnmatch("pytorch_model.bin", pattern) for pattern in allow_patterns)
+        asked.append((local_files_only, pickles))
+        if not local_files_only and pickles:
             shutil.copy(tmp_path / "kept.bin", tmp_path / "repo" / "pytorch_model.bin")
         return str(tmp_path / "repo")
 
@@ -106,8 +119,34 @@ def test_the_network_is_asked_where_it_may_be(tmp_path, monkeypatch):
     assert asked == [(True, False), (False, False), (False, True)]
 
 
-def test_what_is_neither_path_nor_id(tmp_path):
+def test_a_tokenizer_of_its_own(tmp_path):
+    save(tmp_path / "mdlm", HUB_CONFIG, tensors(prefix="backbone."))
+    folder = cached(tmp_path / "cache", "gpt2")
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    engine = Engine.from_pretrained(
+        tmp_path / "mdlm", tokenizer="gpt2", cache_dir=tmp_path / "cache"
+    )
+    out = engine.generate(config=GenerationConfig(steps=3), prompt="a b")
+    assert out.sequences[0, :2].tolist() == [2, 3] and out.texts is not None
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at someone/none: .*tokenizer"):
+        Engine.from_pretrained(tmp_path / "mdlm", tokenizer="someone/none")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*mdlm: looked for"):
+        Engine.from_pretrained(tmp_path / "mdlm", tokenizer=tmp_path / "mdlm")
+
+
+def test_the_tokenizer_of_the_energy(tmp_path):
+    save(tmp_path / "mdlm", HUB_CONFIG, tensors(prefix="backbone."))
+    save(tmp_path / "ar", BARE_CONFIG, tensors(causal=True))
+    tiny_tokenizer().save(str(tmp_path / "ar" / "tokenizer.json"))
+    assert Engine.from_pretrained(tmp_path / "mdlm", energy="ar").tokenizer.token_id("ab") == 4
+
+
+def test_what_is_neither_path_nor_id(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere: looked for .*config.json"):
         locate(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no model at folder/name: looked for"):
+        locate("folder/name")  # would be an id, were there no such folder
     with pytest.raises(FileNotFoundError, match="has no inside"):
         locate(tmp_path, Source(subfolder="inside"))

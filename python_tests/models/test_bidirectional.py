@@ -75,7 +75,7 @@ def test_parameters_are_shared_and_the_source_stays_causal():
     denoiser = BidirectionalCausalLM(source, mask_id=1, bos_id=0)
     shared = dict(denoiser.model.named_parameters())
     assert shared and all(shared[name] is p for name, p in source.named_parameters())
-    assert denoiser.length == 31
+    assert denoiser.length == 31 and denoiser.any_length
     assert torch.equal(source(input_ids=xt).logits, before)
 
 

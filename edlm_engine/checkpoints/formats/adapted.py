@@ -21,7 +21,7 @@ class Adapted:
             place,
             base=request.base,
             with_ar=request.with_ar,
-            device=request.device,
+            device="cpu" if request.meta else request.device,  # its halves share their weights
             dtype=request.blocks or torch.float32,
             head_dtype=request.head or torch.float32,
         )

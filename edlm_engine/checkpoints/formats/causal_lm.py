@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
 from edlm_engine.checkpoints.registry import Loaded, Request, config_of
-from edlm_engine.checkpoints.transformers_models import cast
+from edlm_engine.checkpoints.transformers_models import cast, known_to_transformers
 from edlm_engine.models.causal_lm import CausalLMScorer, read_causal_lm
 
 
@@ -17,14 +17,14 @@ class CausalLanguageModel:
         if place.is_file():
             return place.suffix == ".gguf"
         config = config_of(place)
-        return ("model_type" in config and not config.get("auto_map")) or (
-            not config and any(place.glob("*.gguf"))
-        )
+        if not config:
+            return any(place.glob("*.gguf"))
+        return known_to_transformers(config, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
 
     def load(self, place: Path, request: Request) -> Loaded:
         model = read_causal_lm(place)
         scorer = CausalLMScorer(model, model.config.bos_token_id)
-        if request.meta:
-            return Loaded(scorer.to("meta"), find_tokenizer(place))
+        if request.meta:  # already read, and without its memory tied weights would count twice
+            return Loaded(scorer, find_tokenizer(place))
         cast(model, request)
         return Loaded(scorer.to(request.device).requires_grad_(False), find_tokenizer(place))

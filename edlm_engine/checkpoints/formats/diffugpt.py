@@ -34,6 +34,9 @@ KINDS = {
     "gpt2": ("GPT2", "transformer.", "transformer.wte.weight", 50256),
     "llama": ("Llama", "model.", "model.embed_tokens.weight", 1),
 }
+# What the authors trained with, where neither configuration nor tokenizer names a mask: by model
+# type and width (DiffuGPT-s, DiffuLLaMA).
+MASKS = {("gpt2", 768): 10541, ("llama", 4096): 811}
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
@@ -67,10 +70,15 @@ class DiffuGPT:
             assemble(cls, fields, tensors, path, lambda n: _theirs(n, prefix, embedding)), request
         )
         tokenizer = find_tokenizer(place)
-        mask_id = mask_token(request, config, tokenizer, place)
+        default = MASKS.get((kind, tensors[embedding].shape[1]))
+        mask_id = mask_token(request, config, tokenizer, place, default)
         bos_id = bos_id if config.get("bos_token_id") is None else config["bos_token_id"]
         denoiser = BidirectionalCausalLM(
-            model, mask_id=mask_id, bos_id=bos_id, never_drawn=unused_ids(rows, tokenizer)
+            model,
+            mask_id=mask_id,
+            bos_id=bos_id,
+            length=model.config.max_position_embeddings - 1 if kind == "gpt2" else None,
+            never_drawn=unused_ids(rows, tokenizer),
         )
         return Loaded(denoiser.to(request.device), tokenizer)
 

@@ -112,8 +112,7 @@ def _sizes(config: Any, path: Path) -> tuple[Sizes, bool]:
         raise ValueError(f"{path} must hold hyper_parameters with a config.model; {REMEDY}")
     model, algorithm = config["model"], {**config, **(config.get("algo") or {})}
     kind = algorithm.get("parameterization")
-    refuse({"diffusion": algorithm.get("diffusion"), "parameterization": kind}, path)
-    refuse({"parameterization": (config.get("algo") or {}).get("name")}, path)
+    refuse(path, (config.get("algo") or {}).get("name"), algorithm.get("diffusion"), kind)
     if kind not in PARAMETERIZATIONS:
         raise ValueError(
             f"{path}: parameterization must be one of {sorted(PARAMETERIZATIONS)}, got {kind!r}"

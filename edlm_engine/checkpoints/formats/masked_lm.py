@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edlm_engine.checkpoints.hub_tokenizer import HubTokenizer, find_tokenizer
 from edlm_engine.checkpoints.registry import Loaded, Request, config_of
 from edlm_engine.checkpoints.transformers_models import (
+    known_to_transformers,
     mask_token,
     require_transformers,
     stored_dtype,
@@ -47,8 +48,7 @@ class MaskedLanguageModel:
         named = config.get("architectures") or []
         return (
             any(str(name).endswith((ENDING, "ForPreTraining")) for name in named)
-            and "model_type" in config
-            and not config.get("auto_map")
+            and known_to_transformers(config, "MODEL_FOR_MASKED_LM_MAPPING_NAMES")
             and weight_file(place) is not None
         )
 
@@ -66,10 +66,11 @@ class MaskedLanguageModel:
         if request.meta:
             return Loaded(denoiser, tokenizer)
         denoiser = with_head(denoiser)
-        if request.blocks is not None:
-            cast_parameters(denoiser.model, request.blocks)
+        # The head first: it may share its weight with the embedding, which goes with the blocks.
         if request.head is not None and isinstance(denoiser, MaskedLMWithHead):
             denoiser.decoder = _own(denoiser.decoder, request)
+        if request.blocks is not None:
+            cast_parameters(denoiser.model, request.blocks)
         return Loaded(denoiser.to(request.device).requires_grad_(False), tokenizer)
 
 

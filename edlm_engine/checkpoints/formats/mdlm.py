@@ -41,7 +41,10 @@ class MDLM:
 
     def load(self, place: Path, request: Request) -> Loaded:
         path, config = require_weight_file(place), config_of(place)
-        refuse(config, place)
+        # A bare configuration does not say what the model is, the name of its folder does.
+        name = config.get("model_type") or (place if place.is_dir() else place.parent).name
+        refuse(place, name)
+        _refuse_blocks(config, place)
         tensors, prefix = strip_prefix(read_tensors(place, meta=request.meta), path)
         mask_id = config.get("mask_id", config.get("mask_token_id"))
         mask_id = mask_id if request.mask_id is None else request.mask_id
@@ -49,13 +52,14 @@ class MDLM:
         return Loaded(finish(model, request), find_tokenizer(place))
 
 
-def refuse(config: dict[str, Any], place: Path) -> None:
+def refuse(place: Path, *names: object) -> None:
     """Raise ValueError, by name, for models of the family that are no masked diffusion."""
-    names = (config.get("model_type"), config.get("diffusion"), config.get("parameterization"))
-    folder = place if place.is_dir() else place.parent
-    for name in (*names, folder.name):
+    for name in names:
         if str(name).lower() in REFUSED:
             raise ValueError(f"{place} is {name}: {REFUSED[str(name).lower()]}")
+
+
+def _refuse_blocks(config: dict[str, Any], place: Path) -> None:
     whole = config.get("model_length")
     if config.get("block_size", whole) not in (whole, 1) or config.get("cross_attn"):
         raise ValueError(f"{place} is bd3lm: {REFUSED['absorb'].replace('BlockGen', 'BD3LM')}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edlm_engine.checkpoints.dit_weights import finish
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
-from edlm_engine.checkpoints.native import ARCHITECTURES, load_model
+from edlm_engine.checkpoints.native import load_model
 from edlm_engine.checkpoints.registry import Loaded, Request, config_of
 
 
@@ -14,7 +14,7 @@ class Native:
     name = "native"
 
     def matches(self, place: Path) -> bool:
-        return place.is_dir() and config_of(place).get("architecture") in ARCHITECTURES
+        return place.is_dir() and "architecture" in config_of(place)
 
     def load(self, place: Path, request: Request) -> Loaded:
         return Loaded(

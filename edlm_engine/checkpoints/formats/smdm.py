@@ -61,7 +61,8 @@ HEADS = {
     (25, 2048, 8192): 16,  # 1678
     (28, 2176, 8704): 17,  # 2121
 }
-LENGTH, BOS = 2048, 1  # of the Llama-2 vocabulary
+LENGTH = 2048
+END = 2  # of the Llama-2 vocabulary: what stood before each text in training
 EMBEDDING, QKV, UP = "transformer.wte.weight", "attn.attn.weight", "mlp.swiglu.w1.weight"
 OUTSIDE = {
     EMBEDDING: "model.embed_tokens.weight",
@@ -101,7 +102,7 @@ class SMDM:
         model = assemble("Llama", fields, renamed, path, lambda name: names.get(name, name))
         tokenizer = find_tokenizer(path)
         if not masked:
-            scorer = CausalLMScorer(model, BOS)
+            scorer = CausalLMScorer(model, END)
             cast(model, request)
             return Loaded(scorer.to(request.device), tokenizer)
         cast(model, request)
@@ -134,7 +135,6 @@ def _fields(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
         "num_key_value_heads": HEADS[sizes],
         "max_position_embeddings": LENGTH,
         "rms_norm_eps": 1e-5,
-        "bos_token_id": BOS,
         "tie_word_embeddings": False,
     }
 

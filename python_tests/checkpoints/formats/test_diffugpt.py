@@ -11,8 +11,9 @@ from tiny_llama import tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from edlm_engine import Engine, GenerationConfig
-from edlm_engine.checkpoints.bundle import load_bundle
+from edlm_engine.checkpoints.bundle import load_bundle, load_for_sampling
 from edlm_engine.checkpoints.describe import describe
+from edlm_engine.checkpoints.formats import diffugpt
 
 VOCAB, BOS, MASK = 8, 6, 7
 
@@ -111,13 +112,16 @@ def test_wrong_weights_are_named(tmp_path, change, message):
         load_bundle(tmp_path)
 
 
-def test_a_mask_that_nothing_names(tmp_path):
+def test_a_mask_that_nothing_names(tmp_path, monkeypatch):
     save(tmp_path, "gpt2")
     config = json.loads((tmp_path / "config.json").read_text())
     del config["mask_token_id"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="names no mask token: give mask_id"):
         load_bundle(tmp_path)
+    assert load_for_sampling(tmp_path, mask_id=3).denoiser.mask_id == 3
+    monkeypatch.setitem(diffugpt.MASKS, ("gpt2", 16), 4)  # as the authors' sizes have theirs
+    assert load_bundle(tmp_path).denoiser.mask_id == 4
 
 
 def test_described_as_loaded(tmp_path):

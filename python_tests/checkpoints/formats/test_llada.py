@@ -86,6 +86,12 @@ def test_it_is_llama_with_all_visible(tmp_path):
     assert (denoiser.logits(xt) - wrong).abs().max() > 1e-3  # the rotation does count
 
 
+def test_it_has_no_length_of_its_own(tmp_path):
+    save(tmp_path)
+    with pytest.raises(ValueError, match=r"length must be given: .* it takes up to 32 tokens"):
+        Engine.from_pretrained(tmp_path).generate()
+
+
 def test_it_generates(tmp_path):
     save(tmp_path)
     out = Engine.from_pretrained(tmp_path).generate(

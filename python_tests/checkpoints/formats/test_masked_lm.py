@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from edlm_engine import Engine, GenerationConfig
-from edlm_engine.checkpoints.bundle import load_bundle, load_for_sampling
+from edlm_engine.checkpoints.bundle import load_bundle, load_for_sampling, load_pair
 from edlm_engine.checkpoints.describe import describe
+from edlm_engine.checkpoints.registry import Request
 from edlm_engine.models.masked_lm import MaskedLM, MaskedLMWithHead, with_head
 
 TOKENS = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", "a", "b", "c", "d"]
@@ -141,10 +142,17 @@ def test_it_generates_nothing_special(tmp_path, kind):
 
 
 def test_blocks_in_bfloat16_under_a_float32_head(tmp_path):
-    save(tmp_path, "bert")
+    model = save(tmp_path, "bert")
+    request = Request(blocks=torch.bfloat16, head=torch.float32)
+    denoiser = load_pair(tmp_path, None, request).denoiser
+    assert torch.equal(denoiser.head[0], model.get_output_embeddings().weight)
+    assert {p.dtype for p in denoiser.model.parameters()} == {torch.bfloat16}
+    logits = denoiser.logits(canvas())
+    assert logits.dtype == torch.float32
+    wanted = own_logits(model, canvas())[..., 4:9]
+    assert 0 < (logits[..., 4:9] - wanted).abs().max() < 0.1 * wanted.abs().max()
     denoiser = load_for_sampling(tmp_path, dtype=torch.bfloat16).denoiser
-    assert denoiser.head[0].dtype == torch.bfloat16
-    assert denoiser.hidden(canvas()).dtype == torch.bfloat16
+    assert denoiser.hidden(canvas()).dtype == denoiser.head[0].dtype == torch.bfloat16
 
 
 def test_a_causal_model_of_the_same_vocabulary_as_energy(tmp_path):

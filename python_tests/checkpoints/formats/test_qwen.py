@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from edlm_engine import Engine, GenerationConfig
-from edlm_engine.checkpoints.bundle import load_bundle
+from edlm_engine.checkpoints.bundle import load_bundle, load_pair
 from edlm_engine.checkpoints.describe import describe
+from edlm_engine.checkpoints.registry import Request
 
 VOCAB, MASK = 8, 5  # tokens 0 to 4 of the tiny tokenizer, then its mask, then padding
 KINDS = {
@@ -76,6 +77,15 @@ def test_it_is_the_model_with_all_visible(tmp_path, kind, tied):
     torch.testing.assert_close(logits[..., :6], wanted[..., :6], rtol=0, atol=1e-4)
     assert logits[..., 6:].eq(-torch.inf).all()  # rows after the tokenizer's last token
     assert bundle.tokenizer.encode("ab a") == [4, 2]
+
+
+def test_a_tied_head_keeps_float32_over_bfloat16_blocks(tmp_path):
+    made = save(tmp_path, "a2d-qwen2", tied=True)
+    request = Request(blocks=torch.bfloat16, head=torch.float32)
+    denoiser = load_pair(tmp_path, None, request).denoiser
+    assert torch.equal(denoiser.head[0], made.get_input_embeddings().weight)
+    assert denoiser.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert denoiser.head[1].dtype == torch.float32  # -inf at rows that pad the vocabulary
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,11 +67,11 @@ def test_a_denoiser_is_llama_with_all_visible(tmp_path):
 
 
 @torch.no_grad()
-def test_a_left_to_right_model_scores_behind_its_bos(tmp_path):
+def test_a_left_to_right_model_scores_behind_the_end_of_the_text_before(tmp_path):
     scorer = load_ar(causal_file(tmp_path))
-    assert (scorer.vocab_size, scorer.bos_id, scorer.first_position) == (VOCAB, 1, 0)
+    assert (scorer.vocab_size, scorer.bos_id, scorer.first_position) == (VOCAB, 2, 0)
     x0 = torch.randint(VOCAB, (3, 9))
-    seen = torch.cat((torch.full((3, 1), 1), x0[:, :-1]), 1)
+    seen = torch.cat((torch.full((3, 1), 2), x0[:, :-1]), 1)
     wanted = llama(VOCAB)(input_ids=seen).logits
     torch.testing.assert_close(scorer.logits(x0), wanted, rtol=0, atol=1e-4)
 
