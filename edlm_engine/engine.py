@@ -19,7 +19,7 @@ from edlm_engine.checkpoints.hub_tokenizer import load_tokenizer
 from edlm_engine.checkpoints.save import save_pair
 from edlm_engine.energies.protocol import Energy
 from edlm_engine.energies.residual import ARResidualEnergy
-from edlm_engine.execution import graphs
+from edlm_engine.execution import capture, graphs
 from edlm_engine.execution.devices import require_device
 from edlm_engine.execution.dtype import as_dtype
 from edlm_engine.execution.graphs import ModelGraphs
@@ -243,8 +243,8 @@ class Engine:
         if not self.cuda_graphs:
             self._graphs = None
         elif self._graphs is None or self._graphs.device != device:
-            capture = graphs.capture_on(device)
-            self._graphs = capture and ModelGraphs(device, capture)
+            on_device = capture.capture_on(device)
+            self._graphs = None if on_device is None else ModelGraphs(device, on_device)
         return self._graphs
 
     def _length(self, config: GenerationConfig) -> int:

@@ -1,5 +1,7 @@
 """CUDA graphs as the CPU can show them: recorded calls that run again on the same memory."""
 
+from contextlib import nullcontext
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,7 +19,7 @@ WAITS = {
 
 
 class EmulatedCapture:
-    """Stands in for `edlm_engine.execution.graphs.CudaCapture`.
+    """Stands in for `edlm_engine.execution.capture.CudaCapture`.
 
     A replay runs the recorded operations, and no Python: what was a number at the capture stays it.
     Memory allocated by the function belongs to the pool, where other graphs write too: it holds
@@ -27,6 +29,9 @@ class EmulatedCapture:
 
     def __init__(self):
         self.captures = self.replays = 0
+
+    def turn(self):
+        return nullcontext()
 
     def __call__(self, function):
         function()

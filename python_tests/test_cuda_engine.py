@@ -10,7 +10,7 @@ import torch
 from graph_models import LENGTH, MASK, Sums, assert_same, denoiser, scorer, some
 
 from edlm_engine import ARResidualEnergy, Engine, GenerationConfig
-from edlm_engine.execution import graphs
+from edlm_engine.execution.capture import capture_on
 from edlm_engine.execution.graphs import ModelGraphs
 from edlm_engine.sampling.run import Run
 
@@ -79,7 +79,7 @@ class Waiting(Sums):
 
 
 def test_a_model_that_waits_falls_back_and_harms_no_other(caplog):
-    captured = ModelGraphs(torch.device("cuda"), graphs.capture_on(torch.device("cuda")))
+    captured = ModelGraphs(torch.device("cuda"), capture_on(torch.device("cuda")))
     waiting, other = Waiting(), Sums()
     with caplog.at_level("WARNING"), torch.inference_mode():
         for seed in range(4):
@@ -117,7 +117,7 @@ def test_weights_that_move():
 def test_graphs_keep_the_memory_of_one():
     """Graphs share their activations and outputs: twelve take hardly more than the largest."""
     model = scorer().cuda()
-    captured = ModelGraphs(torch.device("cuda"), graphs.capture_on(torch.device("cuda")))
+    captured = ModelGraphs(torch.device("cuda"), capture_on(torch.device("cuda")))
 
     def reserved_after(rows):
         tokens = torch.zeros(rows, LENGTH, dtype=torch.int64, device="cuda")

@@ -18,9 +18,8 @@ All others run eagerly, and so do methods whose capture fails. The log says whic
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
@@ -31,14 +30,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from edlm_engine.execution.capture import Capture
+
 _log = logging.getLogger(__name__)
 
 # A graph costs host time to capture and a few megabytes of driver memory.
 MAX_GRAPHS = 128
 
 Outputs = Tensor | tuple[Tensor, ...]
-# Runs a function twice, to warm up and to record it; what it returns runs the record again.
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+# The process records one graph at a time: a capture looks for waits by a setting of the process.
+_recording = RLock()
 
 # A thread that inherits the context (`asyncio.to_thread`) does not hold the lock: `graphs` is there
 # only in the thread that set it.
@@ -65,7 +67,7 @@ def using(graphs: ModelGraphs | None) -> Iterator[None]:
     if graphs is None:
         yield
         return
-    with graphs.lock:
+    with graphs.lock, graphs.turn():
         graphs.forget_moved()
         here = local()
         here.graphs = graphs
@@ -111,6 +113,10 @@ class ModelGraphs:
         """The number of graphs."""
         calls = chain.from_iterable(captured.calls.values() for captured in self._models.values())
         return sum(isinstance(call, _Graph) for call in calls)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See `Capture.turn`."""
+        return self._capture.turn()
 
     def forget_moved(self) -> None:
         """Drop the graphs of models whose weights are elsewhere now, as after `model.to(dtype)`."""
@@ -174,7 +180,8 @@ class ModelGraphs:
             for result, output in zip(_flat(results), _flat(outputs), strict=True):
                 output.copy_(result)
 
-        return _Graph(self._capture(body), inputs, outputs)
+        with _recording:
+            return _Graph(self._capture(body), inputs, outputs)
 
     def _place(self, outputs: Outputs) -> Outputs:
         """Room for tensors like `outputs` in the buffer, which grows if it must."""
@@ -203,7 +210,7 @@ class ModelGraphs:
 class _Captured:
     """What is known of a model: where its weights are, its calls by shape, its failed methods."""
 
-    addresses: tuple[int, ...]
+    addresses: tuple[tuple, ...]
     calls: dict[tuple, _Seen | _Graph] = field(default_factory=dict)
     failed: set[tuple] = field(default_factory=set)
 
@@ -228,59 +235,12 @@ class _Graph:
         return _each(lambda x: x[:rows], self.outputs)
 
 
-def capture_on(device: torch.device) -> Capture | None:
-    """How functions are captured on a device; None where they are not."""
-    return CudaCapture(device) if device.type == "cuda" else None
-
-
-class CudaCapture:
-    """Captures CUDA graphs, all in one memory pool: they must not run at the same time.
-
-    Raises RuntimeError if the function waits for the device or cannot be captured.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.stream = torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        # A capture that fails leaves torch's allocator unable to free memory (before torch 2.12),
-        # so what would make it fail is looked for in the warm-up.
-        with torch.cuda.stream(self.stream), _refused_waits():
-            function()
-        graph = torch.cuda.CUDAGraph()
-        # Entering waits for the device, the warm-up included. Other threads may go on meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-        ):
-            function()
-        return graph.replay
-
-
-@contextmanager
-def _refused_waits() -> Iterator[None]:
-    """RuntimeError after a body in which torch noticed a wait for the device."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        # Not "error": the mode is the process's, and other threads may wait.
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    for warning in heard:
-        if "synchronizing CUDA operation" in str(warning.message):
-            raise RuntimeError(f"{warning.message} ({warning.filename}:{warning.lineno})")
-
-
-def _addresses(model: object) -> tuple[int, ...]:
-    """Where the weights of a module are; nothing for other objects."""
+def _addresses(model: object) -> tuple[tuple, ...]:
+    """Where the weights of a module are, and as what; nothing for other objects."""
     if not isinstance(model, torch.nn.Module):
         return ()
-    return tuple(x.data_ptr() for x in chain(model.parameters(), model.buffers()))
+    weights = chain(model.parameters(), model.buffers())
+    return tuple((x.data_ptr(), x.dtype, x.shape, x.stride()) for x in weights)
 
 
 def _pad(x: Any, rows: int) -> Any:

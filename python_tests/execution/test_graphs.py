@@ -3,7 +3,7 @@
 import contextvars
 import gc
 import pickle
-import warnings
+import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -13,6 +13,7 @@ from graph_emulation import EmulatedCapture
 from graph_models import LENGTH, MASK, Sums, assert_same, denoiser, scorer, some
 
 from edlm_engine import ARResidualEnergy, Engine, GenerationConfig
+from edlm_engine.execution import capture as capture_module
 from edlm_engine.execution import graphs
 from edlm_engine.execution.graphs import ModelGraphs, call_model, padded_rows, using
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 def capture(monkeypatch):
     """The emulated capture, which engines then use on the CPU."""
     capture = EmulatedCapture()
-    monkeypatch.setattr(graphs, "capture_on", lambda device: capture)
+    monkeypatch.setattr(capture_module, "capture_on", lambda device: capture)
     return capture
 
 
@@ -193,6 +194,33 @@ def test_weights_changed_in_place_and_weights_that_moved(on_cpu):
     assert on_cpu._capture.captures == 2 and len(on_cpu) == 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight[:, :3],
+        lambda weight: weight.view(torch.int32),
+        lambda weight: weight.T,
+    ],
+)
+def test_weights_at_the_same_address_that_are_read_otherwise(on_cpu, change):
+    class Total(torch.nn.Module):
+        capturable = True
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("weight", torch.arange(16.0).view(4, 4))
+
+        def hidden(self, x):
+            return x + self.weight[0].sum()
+
+    model, x = Total(), torch.ones(2)
+    for _ in range(2):
+        for _ in range(3):
+            with using(on_cpu):
+                assert torch.equal(call_model(model, "hidden", x), model.hidden(x))
+        model.weight = change(model.weight)
+
+
 def test_graphs_go_with_their_model(on_cpu):
     model, other = Sums(), Sums()
     for _ in range(3):
@@ -291,7 +319,7 @@ def test_prefixes_need_few_graphs(capture):
 
 def test_an_engine_without_graphs_and_one_on_the_cpu(monkeypatch):
     assert Engine(denoiser())._model_graphs() is None
-    monkeypatch.setattr(graphs, "capture_on", lambda device: EmulatedCapture())
+    monkeypatch.setattr(capture_module, "capture_on", lambda device: EmulatedCapture())
     engine = Engine(denoiser())
     kept = engine._model_graphs()
     assert kept is not None and engine._model_graphs() is kept
@@ -321,6 +349,33 @@ def test_compiled_backbones_are_captured(capture):
     assert engine._graphs._models[model].failed == set() and len(engine._graphs) > 1
 
 
+def test_one_capture_at_a_time():
+    """Also of engines that share nothing: what one looks for is a setting of the process."""
+    inside, most = [], []
+
+    class Capture(EmulatedCapture):
+        def __call__(self, function):
+            inside.append(self)
+            most.append(len(inside))
+            time.sleep(0.05)
+            try:
+                return super().__call__(function)
+            finally:
+                inside.pop()
+
+    def use(seed):
+        kept, model = ModelGraphs(torch.device("cpu"), Capture()), Sums()
+        for _ in range(3):
+            given = (*some(4, seed=seed), 2)
+            with using(kept):
+                assert same(call_model(model, "hidden", *given), model.wanted(*given))
+        return len(kept)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(use, range(4))) == [1] * 4
+    assert most == [1] * 4
+
+
 def test_threads_take_turns(capture):
     config = GenerationConfig(steps=8, num_candidates=3)
     energy = ARResidualEnergy(scorer())
@@ -346,33 +401,3 @@ def test_a_thread_that_inherits_the_context_runs_eagerly(on_cpu):
         for _ in range(2):
             call_model(model, "hidden", *given)
         assert len(on_cpu) == 1
-
-
-# The capture itself
-
-
-def test_cuda_capture_warms_up_on_its_stream_then_records():
-    order = []
-    cuda = mock.MagicMock()
-    cuda.get_sync_debug_mode.return_value = 0
-    cuda.set_sync_debug_mode.side_effect = lambda mode: order.append(("waits", mode))
-    cuda.stream.return_value.__enter__.side_effect = lambda *_: order.append("stream")
-    cuda.graph.return_value.__enter__.side_effect = lambda *_: order.append("graph")
-    cuda.graph.return_value.__exit__.side_effect = lambda *_: order.append("end")
-    with mock.patch.object(torch, "cuda", cuda):
-        capture = graphs.capture_on(torch.device("cuda", 1))
-        replay = capture(lambda: order.append("call"))
-    assert order == ["stream", ("waits", "warn"), "call", ("waits", 0), "graph", "call", "end"]
-    cuda.Stream.assert_called_once_with(torch.device("cuda", 1))
-    cuda.Stream.return_value.wait_stream.assert_called_once_with(cuda.current_stream.return_value)
-    given = cuda.graph.call_args.kwargs
-    assert given["stream"] is capture.stream and given["pool"] is capture.pool
-    assert replay is cuda.CUDAGraph.return_value.replay
-
-
-def test_cuda_capture_refuses_a_function_that_waits():
-    cuda = mock.MagicMock()
-    cuda.graph.side_effect = AssertionError("captured")
-    message = "called a synchronizing CUDA operation"
-    with mock.patch.object(torch, "cuda", cuda), pytest.raises(RuntimeError, match=message):
-        graphs.CudaCapture(torch.device("cuda"))(lambda: warnings.warn(message, stacklevel=1))
