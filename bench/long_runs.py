@@ -7,6 +7,7 @@ tokens where it has revealed some.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from edlm_engine.models.denoiser import device_of
 from edlm_engine.sampling.canvas import sequence_seeds
 from edlm_engine.sampling.plan import RevealPlan, plan_reveals
 from edlm_engine.sampling.run import Run
+from edlm_engine.sampling.steps import Step, steps_of
 
 ENERGY, PLAIN, CACHED = "energy step", "plain step", "cached step"
 
@@ -68,11 +70,15 @@ def _engine_step(engine: Engine, plan: RevealPlan, config: GenerationConfig) -> 
     blank = torch.full((batch, length), engine.denoiser.mask_id)
     run = Run(engine.denoiser, engine.energy, config, plan, blank, sequence_seeds(0, batch))
 
+    @functools.cache  # a generation makes the steps of many iterations at once
+    def parts(j: int) -> list[Step]:
+        return next(steps_of(plan, run.seeds, first=j, last=j + 1))
+
     def step(j: int, xt: Tensor) -> None:
         run.xt.copy_(xt)
         captured = graphs.using(engine._model_graphs())
         with torch.inference_mode(), ops.one_head_workspace(), captured:
-            for part in plan.steps(j):
+            for part in parts(j):
                 run.advance(part)
 
     return step

@@ -39,7 +39,7 @@ class PhaseMeter:
         self._patch(denoiser, "hidden" if hasattr(denoiser, "hidden") else "logits", "denoiser")
         self._patch(ops, "head_sample_candidates", "head + draw")
         self._patch(ops, "sample_candidates", "head + draw")
-        self._patch(ops, "resample", "resample")
+        self._patch(ops, "reveal_chosen", "resample")
         if energy is not None:
             self._patch(energy, "energy", "energy")
         # Within a CUDA graph there are no calls to measure.

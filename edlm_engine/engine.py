@@ -31,6 +31,7 @@ from edlm_engine.sampling.config import GenerationConfig, as_config
 from edlm_engine.sampling.plan import RevealPlan, plan_reveals
 from edlm_engine.sampling.run import Generation, Run
 from edlm_engine.sampling.schedule import LogLinearSchedule
+from edlm_engine.sampling.steps import steps_of
 
 Callback = Callable[[int, int, Tensor], None]
 
@@ -226,8 +227,9 @@ class Engine:
                 closing(_track(plan, progress)) as iterations,  # an error ends its bar first
             ):
                 run = Run(self.denoiser, self.energy, config, plan, xt, seeds)
-                for iteration in iterations:
-                    for step in plan.steps(iteration, one_by_one=config.batch_invariant):
+                steps = steps_of(plan, run.seeds, one_by_one=config.batch_invariant)
+                for iteration, parts in zip(iterations, steps, strict=True):
+                    for step in parts:
                         run.advance(step)
                     if callback:
                         callback(iteration + 1, plan.iterations, run.xt)

@@ -16,7 +16,16 @@ from edlm_engine.checkpoints.files import BUNDLED
 from edlm_engine.execution.devices import why_no_cuda
 from edlm_engine.version import __version__
 
-OPS = ("stream_keys", "sample_candidates", "token_log_probs", "resample", "reveal_steps")
+OPS = (
+    "stream_keys",
+    "sample_candidates",
+    "token_log_probs",
+    "resample",
+    "reveal_steps",
+    "place_candidates",
+    "reveal_chosen",
+    "sum_log_probs",
+)
 HEAD_OPS = ("head_sample_candidates", "head_token_log_probs")
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "accelerate", "cupy")
 

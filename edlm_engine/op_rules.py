@@ -39,6 +39,22 @@ def _(log_weights, keys):
     )
 
 
+@torch.library.register_fake("edlm::place_candidates")
+def _(tokens, log_q, places, starts, rows, first_position, x0, canvas, failed):
+    scored = x0.shape[0]
+    return x0.new_empty(scored, x0.shape[2]), log_q.new_empty(scored, tokens.shape[1])
+
+
+@torch.library.register_fake("edlm::reveal_chosen")
+def _(energy, temperature, keys, x0, places, starts, rows, columns, canvas, ess, log_z, failed):
+    return keys.new_empty(x0.shape[0])
+
+
+@torch.library.register_fake("edlm::sum_log_probs")
+def _(log_probs, sequences, starts):
+    return log_probs.new_empty(sequences, dtype=torch.float64)
+
+
 @torch.library.register_fake("edlm::reveal_steps")
 def _(keys, length, mask_probs):
     return keys.new_empty((keys.shape[0], length))

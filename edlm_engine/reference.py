@@ -197,6 +197,94 @@ def resample(log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return choice, ess.float(), log_mean_weight.float()
 
 
+def place_candidates(
+    tokens: Tensor,
+    log_q: Tensor,
+    places: Tensor,
+    starts: Tensor,
+    rows: Tensor,
+    x0: Tensor,
+    canvas: Tensor,
+    failed: Tensor,
+    *,
+    first_position: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Put draws [R, K] at places [R], flat in [n, L], where they belong.
+
+    Those of sequence i, which is row rows[i] of canvas [B, L], begin at starts[i] - starts[0]. The
+    first E sequences get their complete candidates x0 [E, K, L], the others candidate 0 on the
+    canvas. Returns xt [E, L], what x0 completes, and the sums [E, K] float32 of log_q, as
+    `sum_log_probs` does, over positions from `first_position` on. A token -1 is placed as 0 and
+    sets failed [B] to 1 at its sequence's row.
+    """
+    scored, length = len(x0), canvas.shape[1]
+    xt = canvas[rows[:scored]]
+    x0.copy_(xt[:, None].expand_as(x0))
+    sums = torch.zeros(scored, tokens.shape[1], dtype=torch.float64, device=tokens.device)
+    bounds = (starts - starts[0]).tolist()
+    for i, row in enumerate(rows.tolist()):
+        mine = slice(bounds[i], bounds[i + 1])
+        position, drawn = places[mine] - i * length, tokens[mine]
+        if i < scored:
+            x0[i, :, position] = drawn.clamp(min=0).T
+            sums[i] = on_grid(log_q[mine][position >= first_position]).sum(dim=0)
+        else:
+            drawn = drawn[:, 0]
+            canvas[row, position] = drawn.clamp(min=0)
+        if (drawn < 0).any():
+            failed[row] = 1
+    return xt, sums.float()
+
+
+def reveal_chosen(
+    energy: Tensor,
+    keys: Tensor,
+    x0: Tensor,
+    places: Tensor,
+    starts: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    canvas: Tensor,
+    ess: Tensor,
+    log_z: Tensor,
+    failed: Tensor,
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Choose one candidate of x0 [E, K, L] per sequence by `resample` of -energy / temperature.
+
+    Its tokens at the places, cut by starts as in `place_candidates`, are revealed in canvas [B, L];
+    ess and log_z [B, S] get the diagnostics at (rows, columns). Returns the choice [E] int64. Bad
+    weights raise, so `failed` stays.
+    """
+    choice, ess[rows, columns], log_z[rows, columns] = resample(-energy / temperature, keys)
+    bounds, length = (starts - starts[0]).tolist(), x0.shape[2]
+    for i, row in enumerate(rows.tolist()):
+        position = places[bounds[i] : bounds[i + 1]] - i * length
+        canvas[row, position] = x0[i, choice[i], position]
+    return choice
+
+
+def sum_log_probs(log_probs: Tensor, sequences: int, starts: Tensor | None = None) -> Tensor:
+    """The sum of log_probs [R] over each sequence, on a grid of 2^-30: [sequences] float64.
+
+    Sequence i has those from starts[i] to starts[i + 1], or one of so many equal parts.
+    """
+    if starts is None:
+        return on_grid(log_probs).view(sequences, -1).sum(dim=1)
+    sizes = starts.diff().tolist()
+    parts = on_grid(log_probs)[int(starts[0]) : int(starts[-1])].split(sizes)
+    return torch.stack([part.sum() for part in parts])
+
+
+def on_grid(log_probs: Tensor) -> Tensor:
+    """Log-probabilities rounded to multiples of 2^-30, in float64.
+
+    Up to 2^23 nats such numbers add without rounding: the order of a sum does not matter.
+    """
+    return torch.round(log_probs.double() * 2.0**30) * 2.0**-30
+
+
 def reveal_steps(keys: Tensor, length: int, mask_probs: Tensor) -> Tensor:
     """Step in which each position is revealed: [B, length] int64 in 1..N+1.
 

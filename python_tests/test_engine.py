@@ -109,7 +109,7 @@ def test_no_two_random_numbers_share_an_address(engine, monkeypatch):
     def recording(op, place):
         return lambda *given, **options: (keys.append(given[place]), op(*given, **options))[1]
 
-    for name, place in (("sample_candidates", 1), ("resample", 1), ("reveal_steps", 0)):
+    for name, place in (("sample_candidates", 1), ("reveal_chosen", 1), ("reveal_steps", 0)):
         monkeypatch.setattr(ops, name, recording(getattr(ops, name), place))
     engine.generate(30, config=dataclasses.replace(CONFIG, window=(0.3, 0.8)))
     keys = torch.cat(keys)

@@ -12,7 +12,10 @@ from pathlib import Path
 WANTED_KERNELS = {
     "stream_keys_kernel",
     "reveal_steps_kernel",
+    "place_candidates_kernel",
     "resample_kernel",
+    "reveal_chosen_kernel",
+    "sum_log_probs_kernel",
     "sum_rows_kernel",
     "sample_candidates_kernel",
     "token_log_probs_kernel",

@@ -9,7 +9,16 @@ import sys
 
 import torch
 
-OPS = ["resample", "reveal_steps", "sample_candidates", "stream_keys", "token_log_probs"]
+OPS = [
+    "place_candidates",
+    "resample",
+    "reveal_chosen",
+    "reveal_steps",
+    "sample_candidates",
+    "stream_keys",
+    "sum_log_probs",
+    "token_log_probs",
+]
 STREAM_ACCESSOR = "aoti_torch_get_current_cuda_stream"
 
 

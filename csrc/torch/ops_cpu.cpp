@@ -38,6 +38,18 @@ struct Cpu : Tensors {
   static void run(const ResampleArgs& args, const Tensor&) {
     check<Cpu>(over_rows(cpu::resample, args, args.batch, 32 * args.candidates), "log_weights");
   }
+  static void run(const PlaceCandidatesArgs& args, const Tensor&) {
+    const int64_t work = 4 * args.length * (args.scored ? args.candidates : 1);
+    check<Cpu>(over_rows(cpu::place_candidates, args, args.sequences, work), "tokens");
+  }
+  static void run(const RevealChosenArgs& args, const Tensor&) {
+    const int64_t work = args.length + 32 * args.candidates;
+    check<Cpu>(over_rows(cpu::reveal_chosen, args, args.sequences, work), "log_weights");
+  }
+  static void run(const SumLogProbsArgs& args, const Tensor&) {
+    const int64_t work = 4 * args.count / std::max<int64_t>(1, args.sequences);
+    check<Cpu>(over_rows(cpu::sum_log_probs, args, args.sequences, work), "log_probs");
+  }
   static void run(const RevealStepsArgs& args, const Tensor&) {
     check<Cpu>(over_rows(cpu::reveal_steps, args, args.batch, 64 * args.length), "keys");
   }

@@ -49,6 +49,15 @@ struct Cuda : Tensors {
   static void run(const ResampleArgs& args, const Tensor& like) {
     launch(cuda::resample, args, like);
   }
+  static void run(const PlaceCandidatesArgs& args, const Tensor& like) {
+    launch(cuda::place_candidates, args, like);
+  }
+  static void run(const RevealChosenArgs& args, const Tensor& like) {
+    launch(cuda::reveal_chosen, args, like);
+  }
+  static void run(const SumLogProbsArgs& args, const Tensor& like) {
+    launch(cuda::sum_log_probs, args, like);
+  }
   static void run(const RevealStepsArgs& args, const Tensor& like) {
     launch(cuda::reveal_steps, args, like);
   }

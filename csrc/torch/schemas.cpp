@@ -10,5 +10,14 @@ STABLE_TORCH_LIBRARY(edlm, m) {
       "token_log_probs(Tensor logits, Tensor targets, int forbidden_id, float temperature) "
       "-> Tensor");
   m.def("resample(Tensor log_weights, Tensor keys) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "place_candidates(Tensor tokens, Tensor log_q, Tensor places, Tensor starts, Tensor rows, "
+      "int first_position, Tensor(a!) x0, Tensor(b!) canvas, Tensor(c!) failed) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "reveal_chosen(Tensor energy, float temperature, Tensor keys, Tensor x0, Tensor places, "
+      "Tensor starts, Tensor rows, Tensor columns, Tensor(a!) canvas, Tensor(b!) ess, "
+      "Tensor(c!) log_z, Tensor(d!) failed) -> Tensor");
+  m.def("sum_log_probs(Tensor log_probs, int sequences, Tensor? starts) -> Tensor");
   m.def("reveal_steps(Tensor keys, int length, Tensor mask_probs) -> Tensor");
 }

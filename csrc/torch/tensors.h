@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../ring/ops.h"
+#include "../ring/steps.h"
 
 namespace edlm::ring {
 
@@ -102,6 +103,9 @@ void register_ops(Library& m) {
   m.impl("sample_candidates", TORCH_BOX(&OnTensors<&sample_candidates<B>>::call));
   m.impl("token_log_probs", TORCH_BOX(&OnTensors<&token_log_probs<B>>::call));
   m.impl("resample", TORCH_BOX(&OnTensors<&resample<B>>::call));
+  m.impl("place_candidates", TORCH_BOX(&OnTensors<&place_candidates<B>>::call));
+  m.impl("reveal_chosen", TORCH_BOX(&OnTensors<&reveal_chosen<B>>::call));
+  m.impl("sum_log_probs", TORCH_BOX(&OnTensors<&sum_log_probs<B>>::call));
   m.impl("reveal_steps", TORCH_BOX(&OnTensors<&reveal_steps<B>>::call));
 }
 

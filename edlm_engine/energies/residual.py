@@ -68,7 +68,7 @@ class ARResidualEnergy:
         parts = max(1, self.max_tokens // max(1, x0.shape[2]))
         sequences, candidates = max(1, parts // x0.shape[1]), min(parts, x0.shape[1])
         log_p = [
-            torch.cat(
+            _joined(
                 [
                     self._log_p(part, masked[i * sequences : (i + 1) * sequences])
                     for part in some.split(candidates, dim=1)
@@ -77,7 +77,7 @@ class ARResidualEnergy:
             )
             for i, some in enumerate(x0.split(sequences))
         ]
-        return (log_q.double() - torch.cat(log_p)).float()
+        return (log_q - _joined(log_p)).float()  # the difference is float64
 
     __call__ = energy
 
@@ -125,41 +125,37 @@ def sequence_log_probs(
 
 
 def _log_probs(model: AutoregressiveModel, tokens: Tensor, scored: np.ndarray | None) -> Tensor:
-    first = model.first_position
-    scored = None if scored is None else scored[:, first:]
-    hidden = call_model(model, "hidden", tokens)
-    return _sums(model, hidden[:, first:], tokens[:, first:], scored)
+    return _sums(model, call_model(model, "hidden", tokens), tokens, scored, model.first_position)
 
 
 def _sums(
-    model: AutoregressiveModel, hidden: Tensor, targets: Tensor, scored: np.ndarray | None
+    model: AutoregressiveModel,
+    hidden: Tensor,
+    targets: Tensor,
+    scored: np.ndarray | None,
+    first: int = 0,
 ) -> Tensor:
-    """Log-probabilities of targets [n, l], summed over l, or over `scored` [n, l]: [n] float64.
+    """Log-probabilities of targets [n, l], summed over positions from `first` on, or over those of
+    them that are `scored` [n, l]: [n] float64.
 
     The head runs at summed positions only.
     """
     if scored is None:
-        each = _head_log_probs(model, hidden.flatten(0, 1), targets.flatten())
-        return each.view_as(targets).sum(1)
-    (places,) = upload(targets.device, torch.from_numpy(np.flatnonzero(scored)))
-    sequence, position = places // scored.shape[1], places % scored.shape[1]
-    each = _head_log_probs(model, hidden[sequence, position], targets[sequence, position])
-    return each.new_zeros(len(targets)).index_add_(0, sequence, each)
-
-
-def _head_log_probs(model: AutoregressiveModel, hidden: Tensor, targets: Tensor) -> Tensor:
+        hidden, tokens, starts = hidden[:, first:].flatten(0, 1), targets[:, first:].flatten(), None
+    else:
+        scored = scored & (np.arange(scored.shape[1]) >= first)
+        ends = np.cumsum(scored.sum(axis=1))
+        on_host = np.flatnonzero(scored), np.concatenate([[0], ends])
+        places, starts = upload(targets.device, *map(torch.from_numpy, on_host))
+        hidden = hidden.flatten(0, 1).index_select(0, places)
+        tokens = targets.flatten().index_select(0, places)
     weight, bias = model.head
-    return on_grid(
-        ops.head_token_log_probs(
-            hidden, weight, targets, bias=bias, forbidden_id=model.forbidden_id
-        )
+    each = ops.head_token_log_probs(
+        hidden, weight, tokens, bias=bias, forbidden_id=model.forbidden_id
     )
+    return ops.sum_log_probs(each, len(targets), starts)
 
 
-def on_grid(log_probs: Tensor) -> Tensor:
-    """Log-probabilities rounded to multiples of 2^-30, in float64.
-
-    Up to 2^23 nats such numbers add without rounding, so a sum of them does not depend on the order
-    of its terms, and a sequence's score not on the batch or the number of threads.
-    """
-    return torch.round(log_probs.double() * 2.0**30) * 2.0**-30
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """The parts along a dimension; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

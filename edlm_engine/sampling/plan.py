@@ -7,50 +7,19 @@ number of model calls and every shape beforehand, and never waits for the device
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edlm_engine import ops
-from edlm_engine.execution.upload import upload
 from edlm_engine.reference import uniform
 from edlm_engine.sampling.schedule import LogLinearSchedule
 
 # What a random stream is for: the coordinate that follows the seed in its address.
 REVEAL, CANDIDATES, RESAMPLE = range(3)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One iteration of the loop: one step of each of n sequences, each at its own time.
-
-    Sequences that use the energy come first; those that fill what is left at t_N without it, last.
-    Positions are flat indices into [n, L], ascending: sequences that use the energy draw all their
-    masked positions, the others only those revealed now.
-    """
-
-    rows: Tensor  # [n] int64: place in the batch
-    numbers: Tensor  # [n] int64: the sequence's own step number, part of its random addresses
-    times: Tensor  # [n] float64
-    sigmas: Tensor  # [n] float64: total noise at the times
-    draws: Tensor  # [R] int64
-    reveals: Tensor  # [P] int64
-    energy_index: Tensor  # [E] int64: how many energy steps the first E sequences had before
-    energy_draws: int  # how many of `draws` belong to the first E sequences
-    energy_reveals: int  # how many of `reveals` do
-    fill_draws: int  # how many of `draws`, the last ones, belong to the last sequences
-    masked: np.ndarray  # [E, L] bool: where the first E sequences are masked; stays on the host
-
-    def to(self, device: torch.device) -> Step:
-        """The same step with its tensors on a device."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: Any = zip(tensors, upload(device, *tensors.values()), strict=True)
-        return replace(self, **dict(moved))
 
 
 @dataclass(frozen=True)
@@ -84,40 +53,9 @@ class RevealPlan:
         return self.uses_energy.sum(axis=1)
 
     @cached_property
-    def _energy_index(self) -> np.ndarray:
+    def energy_index(self) -> np.ndarray:
+        """[B, J] how many energy steps the sequence had before."""
         return np.cumsum(self.uses_energy, axis=1) - self.uses_energy
-
-    def steps(self, j: int, one_by_one: bool = False) -> Iterator[Step]:
-        """Iteration j as one step of all sequences that have one, or as a step of each in turn."""
-        rows = np.flatnonzero(self.numbers[:, j])
-        order = np.where(self.numbers[rows, j] == self.last_fill, 2, 1)
-        order[self.uses_energy[rows, j]] = 0
-        rows = rows[np.argsort(order, kind="stable")]
-        for part in np.split(rows, len(rows)) if one_by_one else (rows,):
-            yield self._step(part, j)
-
-    def _step(self, rows: np.ndarray, j: int) -> Step:
-        numbers = self.numbers[rows, j]
-        uses_energy = self.uses_energy[rows, j]
-        fills = (numbers == self.last_fill) & ~uses_energy
-        revealed_in = self.revealed_in[rows]
-        revealed = revealed_in == numbers[:, None]
-        drawn = revealed | (uses_energy[:, None] & (revealed_in > numbers[:, None]))
-        masked = drawn[uses_energy]
-        times = torch.from_numpy(self.times[rows, j])
-        return Step(
-            rows=torch.from_numpy(rows),
-            numbers=torch.from_numpy(numbers),
-            times=times,
-            sigmas=self.schedule.sigma(times).double(),
-            draws=torch.from_numpy(np.flatnonzero(drawn)),
-            reveals=torch.from_numpy(np.flatnonzero(revealed)),
-            energy_index=torch.from_numpy(self._energy_index[rows[uses_energy], j]),
-            energy_draws=int(masked.sum()),
-            energy_reveals=int(revealed[uses_energy].sum()),
-            fill_draws=int(drawn[fills].sum()),
-            masked=masked,
-        )
 
 
 def plan_reveals(

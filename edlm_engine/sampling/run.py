@@ -12,12 +12,12 @@ from torch import Tensor
 
 from edlm_engine import ops
 from edlm_engine.energies.protocol import Energy, energy_function
-from edlm_engine.energies.residual import on_grid
 from edlm_engine.execution.graphs import call_model
 from edlm_engine.execution.upload import upload
 from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.config import GenerationConfig
-from edlm_engine.sampling.plan import CANDIDATES, RESAMPLE, RevealPlan, Step
+from edlm_engine.sampling.plan import RevealPlan
+from edlm_engine.sampling.steps import Step
 
 # A nucleus this small holds the most probable token alone: no vocabulary reaches 1e12 tokens.
 ARGMAX_TOP_P = 1e-12
@@ -69,15 +69,14 @@ class Run:
         self.plan = plan
         self.device = device_of(denoiser)
         tokens, self.seeds = upload(self.device, xt.flatten(), seeds)
-        self.xt = tokens.view(
-            xt.shape
-        ).clone()  # may be changed in this mode, if not in the caller's
+        # A copy, which may be changed in this mode where the caller's may not.
+        self.xt = tokens.view(xt.shape).clone()
         diagnostics = (len(xt), int(plan.energy_steps.max(initial=0)))
         self.ess = torch.full(diagnostics, torch.nan, device=self.device)
         self.log_z = self.ess.clone()
         candidates = 0 if energy is None else config.num_candidates
         self.x0 = self.xt.new_empty(len(xt), candidates, xt.shape[1])
-        self.failures = torch.zeros(len(xt), dtype=torch.int64, device=self.device)
+        self.failed = torch.zeros(len(xt), dtype=torch.int64, device=self.device)
 
     def advance(self, step: Step) -> None:
         """One reverse step of the step's sequences: xt at t_{i-1} becomes xt at t_i.
@@ -85,30 +84,53 @@ class Run:
         Models are given copies of xt, and no more than the revealed tokens is written back: one
         that changes its input changes nothing of the sequences.
         """
-        step = step.to(self.device)
-        tokens, log_q = self._draw(self.xt[step.rows], step)
-        revealed = tokens[step.energy_draws :, 0]
-        if len(step.energy_index):
-            rows = step.rows[: len(step.energy_index)]
-            x0 = self._choose(self.xt[rows], tokens, log_q, step)
-            revealed = torch.cat([x0.flatten()[step.reveals[: step.energy_reveals]], revealed])
-        row, position = step.reveals // self.xt.shape[1], step.reveals % self.xt.shape[1]
-        self.xt[step.rows[row], position] = revealed
+        tokens, log_q = self._draw(self.xt.index_select(0, step.rows), step)
+        scored = len(step.times)
+        x0 = self.x0[:scored]
+        # On CUDA a row of bad logits has token -1. No model may see that, and asking the device
+        # here would stall it: it is placed as 0 and noted, and the end of the run reports it.
+        xt, log_q = ops.place_candidates(
+            tokens,
+            log_q,
+            step.draws,
+            step.draw_starts,
+            step.rows,
+            x0,
+            self.xt,
+            self.failed,
+            first_position=self.first_scored,
+        )
+        if scored == 0:
+            return
+        assert self.energy is not None  # without one, no step of a plan uses it
+        energy = self.energy(x0, xt, log_q, step.times, masked=step.masked)
+        _check_returned("the energy", energy, log_q.shape, xt.device)
+        ops.reveal_chosen(
+            energy.float(),
+            step.choice_keys,
+            x0,
+            step.reveals,
+            step.reveal_starts,
+            step.rows[:scored],
+            step.columns,
+            self.xt,
+            self.ess,
+            self.log_z,
+            self.failed,
+            temperature=self.config.energy_temperature,
+        )
 
     def _draw(self, xt: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Draws at the step's positions: tokens [R, K], log_q (of no use at the last fills)."""
-        row, position = step.draws // xt.shape[1], step.draws % xt.shape[1]
-        keys = ops.stream_keys(self.seeds[step.rows][row], CANDIDATES, step.numbers[row], position)
-        values = self._values(xt, step.sigmas.float(), step.draws)
+        values, keys = self._values(xt, step.sigmas, step.draws), step.draw_keys
         # Candidate 0 does not depend on K, so sequences with and without the energy share a call.
-        candidates = self.config.num_candidates if len(step.energy_index) else 1
+        candidates = self.config.num_candidates if len(step.times) else 1
         cut = len(keys) - (step.fill_draws if self.config.final == "argmax" else 0)
-        tokens, log_q = self._sample(values[:cut], keys[:cut], candidates, self.config.top_p)
-        if cut < len(keys):
-            fill, _ = self._sample(values[cut:], keys[cut:], candidates, ARGMAX_TOP_P)
-            tokens = torch.cat([tokens, fill])
-        self._note_failures(step.rows[row], tokens[:, 0])
-        return tokens.clamp(min=0), log_q
+        if cut == len(keys):
+            return self._sample(values, keys, candidates, self.config.top_p)
+        drawn = self._sample(values[:cut], keys[:cut], candidates, self.config.top_p)
+        filled = self._sample(values[cut:], keys[cut:], candidates, ARGMAX_TOP_P)
+        return torch.cat([drawn[0], filled[0]]), torch.cat([drawn[1], filled[1]])
 
     def _values(self, xt: Tensor, sigma: Tensor, draws: Tensor) -> Tensor:
         """At the drawn positions, hidden states [R, D], or logits [R, V] without a head."""
@@ -136,37 +158,8 @@ class Run:
         weight, bias = self.denoiser.head
         return ops.head_sample_candidates(values, weight, keys, candidates, bias=bias, **options)
 
-    def _choose(self, xt: Tensor, tokens: Tensor, log_q: Tensor, step: Step) -> Tensor:
-        """The chosen candidate x0 [E, L] of each of the first E sequences, whose tokens xt are."""
-        sequences, candidates = len(step.energy_index), self.config.num_candidates
-        rows, numbers = step.rows[:sequences], step.numbers[:sequences]
-        tokens, log_q = tokens[: step.energy_draws], log_q[: step.energy_draws]
-        draws = step.draws[: step.energy_draws]
-        row, position = draws // xt.shape[1], draws % xt.shape[1]
-        x0 = self.x0[:sequences].copy_(xt[:, None])
-        x0[row, :, position] = tokens
-        unscored = position < self.first_scored
-        log_q = on_grid(log_q).masked_fill(unscored[:, None], 0)
-        log_q = log_q.new_zeros(sequences, candidates).index_add_(0, row, log_q).float()
-        times = step.times[:sequences].float()
-        assert self.energy is not None  # without one, no step of a plan uses it
-        energy = self.energy(x0, xt, log_q, times, masked=step.masked)
-        _check_returned("the energy", energy, log_q.shape, xt.device)
-        log_weights = -energy.float() / self.config.energy_temperature
-        keys = ops.stream_keys(self.seeds[rows], RESAMPLE, numbers)
-        choice, ess, log_z = ops.resample(log_weights, keys)
-        self.ess[rows, step.energy_index] = ess
-        self.log_z[rows, step.energy_index] = log_z
-        self._note_failures(rows, choice)
-        return x0[torch.arange(sequences, device=self.device), choice.clamp(min=0)]
-
-    def _note_failures(self, rows: Tensor, choices: Tensor) -> None:
-        # On CUDA a bad row ends as choice -1. No model may see that as a token, and asking the
-        # device here would stall it: callers clamp it to 0, and the end of the run reports it.
-        self.failures.index_add_(0, rows, (choices < 0).long())
-
     def result(self, tokenizer=None) -> Generation:
-        failed = self.failures.nonzero().flatten().tolist()
+        failed = self.failed.nonzero().flatten().tolist()
         if failed:
             raise RuntimeError(
                 "logits or log_weights held NaN, +inf or nothing but -inf "

@@ -25,6 +25,8 @@ from bench.report.generations import totals
 from bench.report.page import matrix_rates
 from bench.report.scaling import exponent, sentence
 from edlm_engine import GenerationConfig
+from edlm_engine.sampling.canvas import sequence_seeds
+from edlm_engine.sampling.steps import steps_of
 
 CPU = torch.device("cpu")
 SIZE = Size(hidden_dim=32, blocks=2, heads=2, length=24, vocab=50)
@@ -53,7 +55,7 @@ def test_matrix_flops_by_phase():
     with counting_matrix_flops() as read, PhaseMeter(engine, read) as flops:
         out = engine.generate(config=config)
     plan = plan_of(engine, 1, config)
-    drawn = sum(len(step.draws) for j in range(plan.iterations) for step in plan.steps(j))
+    drawn = sum(len(step.draws) for (step,) in steps_of(plan, sequence_seeds(0, 1)))
     nfe = int(out.nfe)
     assert flops["denoiser"] == nfe * L * (BLOCKS + ATTENTION)
     assert flops["head + draw"] == drawn * 2 * D * V

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edlm_engine import ARResidualEnergy, CallableDenoiser, Engine, GenerationConfig
-from edlm_engine.sampling.plan import RevealPlan
+from edlm_engine import engine as engine_module
+from edlm_engine.sampling import steps
 from edlm_engine.sampling.run import Run
+from edlm_engine.sampling.steps import steps_of
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 PROMPT = [4] * 9
@@ -62,23 +64,20 @@ def uploads(monkeypatch):
 
         return run
 
+    def watched_steps(*given, **options):
+        steps = steps_of(*given, **options)
+        while True:
+            with uploads:
+                iteration = next(steps, None)
+            if iteration is None:
+                return
+            yield iteration
+
+    monkeypatch.setattr(engine_module, "steps_of", watched_steps)
     monkeypatch.setattr(Run, "__init__", watched(start))
     monkeypatch.setattr(Run, "advance", watched(advance))
     monkeypatch.setattr(Run, "result", lambda self, tokenizer: self)
     return uploads
-
-
-def steps_of(monkeypatch):
-    """The steps that the loop takes."""
-    taken = []
-    step = RevealPlan._step
-
-    def recording(self, rows, j):
-        taken.append(step(self, rows, j))
-        return taken[-1]
-
-    monkeypatch.setattr(RevealPlan, "_step", recording)
-    return taken
 
 
 @pytest.mark.parametrize("energy", [None, "ar", "coar"])
@@ -97,17 +96,18 @@ def test_a_generation_does_not_wait(uploads, monkeypatch, folded, energy, option
     if energy is not None:
         energy = ARResidualEnergy(ar, energy == "coar", max_tokens=5 * LENGTH)
     config = GenerationConfig(**{"steps": 6, "num_candidates": 3, **options})
-    taken = steps_of(monkeypatch)
+    monkeypatch.setattr(steps, "BLOCK_POSITIONS", 2 * 3 * LENGTH)  # two iterations
     calls = []
     for name in ("hidden", "hidden_after_prefix"):
         method = getattr(ar, name)
         monkeypatch.setattr(ar, name, lambda *x, m=method, n=name: (calls.append(n), m(*x))[1])
     run = Engine(model, energy).generate(3, config=config, prompt=prompt)
-    assert run.xt.is_meta and len(taken) >= 5
-    # One for all that a step needs, one for the first xt and the seeds, and with carry-over one
-    # for the scored positions of each model call.
+    assert run.xt.is_meta and run.plan.iterations >= 5
+    # One for all that the steps of a block need, one for the first xt and the seeds, and with
+    # carry-over one for the scored positions of each model call.
+    blocks = -(-run.plan.iterations // 2)
     carry_over = energy is not None and energy.carry_over
-    assert uploads.count == len(taken) + 1 + (len(calls) if carry_over else 0)
+    assert uploads.count == blocks + 1 + (len(calls) if carry_over else 0)
     if energy is not None and prompt is not None:
         assert set(calls) == {"hidden_after_prefix"}
 
@@ -157,4 +157,4 @@ def test_a_denoiser_without_a_head(uploads):
     sizes = {"mask_id": model.mask_id, "vocab_size": model.vocab_size, "length": LENGTH}
     plain = CallableDenoiser(model.logits, **sizes, device="meta")
     run = Engine(plain).generate(3, config=GenerationConfig(steps=4))
-    assert uploads.count == run.plan.iterations + 1
+    assert uploads.count == 2 and run.plan.iterations > 2
