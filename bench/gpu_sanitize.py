@@ -36,7 +36,28 @@ def main() -> None:
     choice, _, _ = ops.resample(torch.zeros(3, 40, device="cuda"), keys)
     steps = ops.reveal_steps(keys, 37, torch.linspace(1, 0, 9, dtype=torch.float64, device="cuda"))
     assert ((choice >= 0) & (choice < 40)).all() and ((steps >= 1) & (steps <= 9)).all()
+    advance_a_step()
     print("every kernel ran")
+
+
+def advance_a_step() -> None:
+    """Two sequences that are scored and one that is not, of lengths that fill no block."""
+    length, candidates = 301, 5
+    canvas = torch.zeros(4, length, dtype=torch.int64, device="cuda")
+    failed = torch.zeros(4, dtype=torch.int64, device="cuda")
+    ess, log_z = torch.zeros(2, 4, 1, device="cuda")
+    places = torch.arange(3 * length, device="cuda")
+    starts = torch.arange(0, 3 * length + 1, length, device="cuda")
+    rows, keys = torch.tensor([3, 0, 2], device="cuda"), torch.arange(2, device="cuda")
+    tokens = torch.ones(3 * length, candidates, dtype=torch.int64, device="cuda")
+    x0 = torch.zeros(2, candidates, length, dtype=torch.int64, device="cuda")
+    log_q = -tokens.float()
+    _, sums = ops.place_candidates(tokens, log_q, places, starts, rows, x0, canvas, failed)
+    assert (sums == -length).all() and (canvas.sum(1) == canvas.new_tensor([0, 0, length, 0])).all()
+    two, columns = (places[: 2 * length], starts[:3], rows[:2]), torch.zeros_like(rows[:2])
+    ops.reveal_chosen(-sums, keys, x0, *two, columns, canvas, ess, log_z, failed)
+    assert (canvas[[0, 2, 3]] == 1).all() and not canvas[1].any() and not failed.any()
+    assert (ops.sum_log_probs(log_q.view(-1), 3) == -length * candidates).all()
 
 
 if __name__ == "__main__":
