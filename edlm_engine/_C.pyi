@@ -1,28 +1,26 @@
 from typing import Any
 
-from numpy.typing import ArrayLike, NDArray
-
+# Arrays of any library come in; NumPy arrays go out, and CuPy arrays on CUDA.
 def build_info() -> dict[str, Any]: ...
-def stream_keys(seeds: ArrayLike, coordinates: ArrayLike) -> NDArray[Any]: ...
+def words(what: str, array: Any) -> Any: ...
+def stream_keys(seeds: Any, coordinates: Any) -> Any: ...
 def sample_candidates(
-    logits: NDArray[Any],
-    keys: ArrayLike,
+    logits: Any,
+    keys: Any,
     num_candidates: int,
     *,
     forbidden_id: int = -1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     threads: int = 1,
-) -> tuple[NDArray[Any], NDArray[Any]]: ...
+) -> tuple[Any, Any]: ...
 def token_log_probs(
-    logits: NDArray[Any],
-    targets: ArrayLike,
+    logits: Any,
+    targets: Any,
     *,
     forbidden_id: int = -1,
     temperature: float = 1.0,
     threads: int = 1,
-) -> NDArray[Any]: ...
-def resample(
-    log_weights: ArrayLike, keys: ArrayLike
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
-def reveal_steps(keys: ArrayLike, length: int, mask_probs: ArrayLike) -> NDArray[Any]: ...
+) -> Any: ...
+def resample(log_weights: Any, keys: Any) -> tuple[Any, Any, Any]: ...
+def reveal_steps(keys: Any, length: int, mask_probs: Any) -> Any: ...

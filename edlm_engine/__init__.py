@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from edlm_engine.version import __version__
 
 if TYPE_CHECKING:
-    from edlm_engine import drop_in, likelihood, metrics, ops, reference
+    from edlm_engine import arrays, drop_in, likelihood, metrics, ops, reference
     from edlm_engine.energies.protocol import Energy
     from edlm_engine.energies.residual import ARResidualEnergy
     from edlm_engine.engine import Engine
@@ -24,6 +24,7 @@ __all__ = [
     "Generation",
     "GenerationConfig",
     "LogLinearSchedule",
+    "arrays",
     "drop_in",
     "likelihood",
     "metrics",

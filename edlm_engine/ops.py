@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 import edlm_engine.op_rules  # noqa: F401  # loads the library
+from edlm_engine.arrays import signed_word
 
 HEAD_WORKSPACE_BYTES = 60 << 20
 """Largest workspace of the ``head_*`` ops: the logits that exist at a time, in bytes."""
@@ -60,7 +61,7 @@ def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
             x
             if isinstance(x, Tensor)
             # Unlike torch.tensor, a fill does not wait for a CUDA device.
-            else torch.full((), _signed(x), dtype=torch.int64, device=device)
+            else torch.full((), signed_word(x), dtype=torch.int64, device=device)
             for x in (seeds, *coordinates)
         )
     )
@@ -70,13 +71,6 @@ def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
         first.reshape(-1), torch.stack([other.reshape(-1) for other in others], dim=1)
     )
     return folded.reshape(first.shape)
-
-
-def _signed(value: int) -> int:
-    """A 64-bit word given as a number in [-2^63, 2^64), as the int64 of the same bits."""
-    if not -(2**63) <= value < 2**64:
-        raise ValueError(f"a seed or coordinate must fit 64 bits, got {value}")
-    return value - 2**64 if value >= 2**63 else value
 
 
 def sample_candidates(

@@ -1,0 +1,166 @@
+"""The ops of :mod:`edlm_engine.ops` on arrays of any library: NumPy, CuPy, or DLPack at large.
+
+The same kernels behind the same checks, and no torch: importing this module imports NumPy alone.
+For the same keys and numbers every op returns the tokens, choices and steps of its torch twin, and
+the same log-probabilities to the last bit.
+
+An argument is a NumPy array or any array with ``__dlpack__`` and ``__dlpack_device__`` (CuPy,
+torch and others). It is read where it lies, never copied (but for what is not contiguous among
+keys, targets, log-weights and mask probabilities), and the GIL is released while the kernel runs.
+Symbols: ``R`` rows, ``V`` vocabulary, ``K`` candidates, ``B`` sequences, ``L`` length. Logits are
+float32, float16 or bfloat16, with any row stride and a contiguous last dimension; bfloat16 is that
+of DLPack, the NumPy dtype of ml_dtypes, or its bits as uint16. Keys and tokens are int64,
+log-probabilities float32 and never positive. Randomness is addressed: a draw is a pure function of
+its key and index, for any batch, stride, number of threads or K.
+
+On the host the results are NumPy arrays, and ``threads`` threads share the rows of a call; a row
+that holds NaN or +inf at an allowed token, or allows nothing, raises ``ValueError`` naming the row.
+
+On CUDA the ops run on the device of their first array and on its stream, which
+``__cuda_array_interface__`` tells (where it tells none: the legacy default stream). They wait for
+neither; the results are CuPy arrays on that device, ready on that stream, and a bad row yields
+token -1 and log-probability NaN. All arrays must lie on that device and, but for rows of logits, be
+contiguous. It takes CuPy and a build with the CUDA kernels (``RuntimeError`` without them).
+
+``TypeError`` for what is no array, ``ValueError`` for wrong dtypes, shapes, devices and values:
+each names the argument, what was wanted and what came.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from edlm_engine import _C
+
+Array = Any
+"""A NumPy array, or one with ``__dlpack__``; what is returned is NumPy's, on CUDA CuPy's."""
+
+
+def stream_keys(seeds: Array | int, *coordinates: Array | int) -> Array:
+    """Addresses of random streams: ``seeds`` with each coordinate folded in, from left to right.
+
+    Seeds and coordinates are int64 arrays or ints (of 64 bits, signed or not) and broadcast
+    together; the result is int64 of the broadcast shape. ``stream_keys(stream_keys(s, a), b)`` is
+    not ``stream_keys(s, a, b)``: the place of a coordinate is part of the address. Philox4x32-10.
+    """
+    names = ("seeds", *(f"coordinate {i}" for i in range(len(coordinates))))
+    words = [
+        signed_word(int(x)) if isinstance(x, Integral) else _C.words(what, x)
+        for what, x in zip(names, (seeds, *coordinates), strict=True)
+    ]
+    xp, place = _library([x for x in words if not isinstance(x, int)])
+    with place:
+        first, *others = xp.broadcast_arrays(
+            *(xp.full((), x, dtype="int64") if isinstance(x, int) else x for x in words)
+        )
+        if not others:
+            return first.copy()
+        coordinates_ = xp.stack([x.reshape(-1) for x in others], axis=1)
+        return _C.stream_keys(first.reshape(-1), coordinates_).reshape(first.shape)
+
+
+def signed_word(value: int) -> int:
+    """A 64-bit word given as a number in [-2^63, 2^64), as the int64 of the same bits."""
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"a seed or coordinate must fit 64 bits, got {value}")
+    return value - 2**64 if value >= 2**63 else value
+
+
+def sample_candidates(
+    logits: Array,
+    keys: Array,
+    num_candidates: int,
+    *,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    threads: int = 1,
+) -> tuple[Array, Array]:
+    """Draw K tokens per row of ``logits [R, V]``, independent and with replacement.
+
+    Returns ``tokens [R, K]`` int64 and ``log_q [R, K]`` float32, the log-probability of each token
+    under the distribution it was drawn from: ``softmax(logits / temperature)`` without
+    ``forbidden_id`` (-1 for none), cut to its nucleus and renormalised if ``top_p < 1``.
+    ``keys [R]`` int64 name the rows' random streams; candidate j of a row does not depend on K.
+    """
+    return _C.sample_candidates(
+        logits,
+        keys,
+        _int("num_candidates", num_candidates),
+        forbidden_id=_int("forbidden_id", forbidden_id),
+        temperature=_float("temperature", temperature),
+        top_p=_float("top_p", top_p),
+        threads=_int("threads", threads),
+    )
+
+
+def token_log_probs(
+    logits: Array,
+    targets: Array,
+    *,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+    threads: int = 1,
+) -> Array:
+    """``log_softmax(logits / temperature)`` of ``logits [R, V]`` at ``targets [R]``: [R] float32.
+
+    ``targets`` are int64. ``forbidden_id`` takes no part in the normalisation and itself scores
+    -inf. A target outside the vocabulary raises ``ValueError`` on the host.
+    """
+    return _C.token_log_probs(
+        logits,
+        targets,
+        forbidden_id=_int("forbidden_id", forbidden_id),
+        temperature=_float("temperature", temperature),
+        threads=_int("threads", threads),
+    )
+
+
+def resample(log_weights: Array, keys: Array) -> tuple[Array, Array, Array]:
+    """Choose one of K candidates per sequence with probability ``softmax(log_weights [B, K])``.
+
+    ``log_weights`` are float32, ``keys [B]`` int64. Returns ``choice [B]`` int64, ``ess [B]``
+    float32 = (sum w)^2 / sum w^2 in [1, K], and ``log_mean_weight [B]`` float32. A weight of -inf
+    is never chosen; NaN, +inf, or nothing but -inf is a bad row.
+    """
+    return _C.resample(log_weights, keys)
+
+
+def reveal_steps(keys: Array, length: int, mask_probs: Array) -> Array:
+    """The step that reveals each position: [B, L] int64 in 1..N, or N + 1 for what is left at t_N.
+
+    ``keys [B]`` are int64, ``mask_probs [N + 1]`` float64: mask_prob(t_0) >= ... >= mask_prob(t_N)
+    in [0, 1]. Position l of a sequence has one uniform u, that of ``stream_keys(key, l)``, and is
+    revealed in the step i with ``mask_probs[i] <= u < mask_probs[i - 1]``.
+    """
+    return _C.reveal_steps(keys, _int("length", length), mask_probs)
+
+
+def _library(arrays: list[Array]) -> tuple[Any, AbstractContextManager]:
+    """NumPy if the arrays of :func:`stream_keys` are NumPy's, CuPy if they are CuPy's; and the
+    device of the first, to be made CuPy's current one."""
+    numpys = sum(isinstance(x, np.ndarray) for x in arrays)
+    if numpys == len(arrays):
+        return np, nullcontext()
+    if numpys:
+        raise ValueError("seeds and coordinates must lie on one device, got host and CUDA arrays")
+    import cupy
+
+    return cupy, arrays[0].device
+
+
+# The module itself would answer a wrong number with all it was given, arrays and all.
+def _int(what: str, value: Any) -> int:
+    if not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
+        raise TypeError(f"{what} must be an int of 64 bits, got {value!r}")
+    return int(value)
+
+
+def _float(what: str, value: Any) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{what} must be a number, got {value!r}")
+    return float(value)
