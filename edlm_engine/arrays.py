@@ -20,7 +20,8 @@ On CUDA the ops run on the device of their first array and on its stream, which
 ``__cuda_array_interface__`` tells (where it tells none: the legacy default stream). They wait for
 neither; the results are CuPy arrays on that device, ready on that stream, and a bad row yields
 token -1 and log-probability NaN. All arrays must lie on that device and, but for rows of logits, be
-contiguous. It takes CuPy and a build with the CUDA kernels (``RuntimeError`` without them).
+contiguous. It takes CuPy (else ``ImportError``) and a build with the CUDA kernels (else
+``RuntimeError``).
 
 ``TypeError`` for what is no array, ``ValueError`` for wrong dtypes, shapes, devices and values:
 each names the argument, what was wanted and what came.
