@@ -1,6 +1,9 @@
 """The ops of :mod:`edlm_engine.ops` on arrays of any library: NumPy, CuPy, or DLPack at large.
 
 The same kernels behind the same checks, and no torch: importing this module imports NumPy alone.
+The ops of a generation's steps (``place_candidates``, ``reveal_chosen``, ``sum_log_probs``) and the
+``head_*`` ops are torch's alone.
+
 For the same keys and numbers every op returns the tokens, choices and steps of its torch twin, and
 the same log-probabilities to the last bit.
 
