@@ -1,6 +1,7 @@
 """The MDM and AR families of SMDM: single files with the names of lit-gpt.
 
-The arithmetic is that of Llama (half-split rotation, RMS norm, gated SiLU). A file tells its depth
+The arithmetic is that of Llama (half-split rotation, RMS norm, gated SiLU), but the sines of the
+rotation are rounded to bfloat16, as the models were trained. A file tells its depth
 and widths but not its heads, which stand in the table of the published sizes. An `mdm-*` file has
 one more row in the embedding than in the head: the mask.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
 from edlm_engine.checkpoints.registry import Loaded, Request, config_of
@@ -100,6 +101,7 @@ class SMDM:
             tensors[HEAD] = torch.cat((tensors[HEAD], torch.zeros_like(tensors[HEAD][:1])))
         renamed, names = rename(tensors, fields)
         model = assemble("Llama", fields, renamed, path, lambda name: names.get(name, name))
+        model.model.rotary_emb.register_forward_hook(_round)
         tokenizer = find_tokenizer(path)
         if not masked:
             scorer = CausalLMScorer(model, END)
@@ -108,6 +110,10 @@ class SMDM:
         cast(model, request)
         denoiser = BidirectionalCausalLM(model, mask_id=fields["vocab_size"] - 1, length=LENGTH)
         return Loaded(denoiser.to(request.device), tokenizer)
+
+
+def _round(module: nn.Module, args: tuple, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(part.bfloat16().to(part.dtype) for part in angles)
 
 
 def _fields(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:

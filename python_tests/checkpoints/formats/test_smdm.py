@@ -22,7 +22,13 @@ def tiny_sizes(monkeypatch):
 
 def llama(vocab):
     options = {"num_key_value_heads": HEADS, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}
-    return tiny_llama(vocab, **options)
+    model = tiny_llama(vocab, **options)
+
+    def rounded(module, args, angles):
+        return tuple(part.bfloat16().float() for part in angles)
+
+    model.model.rotary_emb.register_forward_hook(rounded)
+    return model
 
 
 def lit_gpt(model, rows):
