@@ -26,7 +26,7 @@ from edlm_engine.execution.graphs import ModelGraphs
 from edlm_engine.execution.memory import require_memory
 from edlm_engine.execution.threads import one_thread
 from edlm_engine.models.denoiser import Denoiser, device_of
-from edlm_engine.sampling.canvas import Tokens, check_canvas, compose_canvas, sequence_seeds
+from edlm_engine.sampling.canvas import Chat, Tokens, check_canvas, compose_canvas, sequence_seeds
 from edlm_engine.sampling.config import GenerationConfig, as_config
 from edlm_engine.sampling.plan import RevealPlan, plan_reveals
 from edlm_engine.sampling.run import Generation, Run
@@ -77,6 +77,7 @@ class Engine:
         energy: str | Path | None = "default",
         base: str | Path | None = None,
         device: torch.device | str = "cpu",
+        device_map: str | dict[str, Any] | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         subfolder: str | None = None,
@@ -111,6 +112,10 @@ class Engine:
 
         base: for an adapted model, the folder or GGUF file of its base, looked for first.
 
+        device_map: of an energy that is a causal LM of transformers, as there (it needs
+        accelerate): how its blocks are spread over devices. All of it is read in the dtype of its
+        blocks; its output layer, and the denoiser, are on `device`. Other models refuse it.
+
         dtype (or torch_dtype): of the weights. By default the transformer blocks are bfloat16 where
         the processor or GPU multiplies such numbers (else float32, and a log line says why) and the
         heads float32: no CPU library product of 16-bit operands returns logits that are not rounded
@@ -141,6 +146,7 @@ class Engine:
             energy=energy,
             base=base,
             device=device,
+            device_map=device_map,
             dtype=as_dtype(torch_dtype if dtype is None else dtype),
             source=source,
             weights=weights,
@@ -172,7 +178,7 @@ class Engine:
         *,
         config: GenerationConfig | Mapping[str, Any] | None = None,
         seed: int | Sequence[int] | Tensor = 0,
-        prompt: Tokens | None = None,
+        prompt: Tokens | Chat | Sequence[Chat] | None = None,
         suffix: Tokens | None = None,
         canvas: Tensor | None = None,
         callback: Callback | None = None,
@@ -185,7 +191,9 @@ class Engine:
             is the same alone, in any batch and with any number of threads, as far as the models'
             own arithmetic is (see `GenerationConfig.batch_invariant`).
         prompt, suffix: known tokens at the start and the end: text, token ids, or one of these per
-            sequence (lengths may differ). They never change and count in no `log_q`.
+            sequence (lengths may differ). They never change and count in no `log_q`. A prompt may
+            also be a chat, a list of messages {"role": ..., "content": ...}, or one chat per
+            sequence: the tokenizer's own chat template renders it up to where the answer begins.
         canvas: [B, L] int64 on any device, the mask token where free; instead of the other two.
         callback: called as callback(iteration, iterations, xt) after each iteration, counted from
             1, with the current tokens [B, L], the mask where still hidden: one buffer, the same at

@@ -65,7 +65,13 @@ def load_scorer(
 ) -> Any:
     """`load_ar` as a `Request` says; with `mask_id` that token is left out of what it predicts."""
     place = locate(name, source)
-    model = find_format(place).load(place, replace(request, mask_id=None)).model
+    format = find_format(place)
+    if request.device_map is not None and format.name != "causal-lm":
+        raise ValueError(
+            "device_map is only for an energy that is a causal language model of transformers, "
+            f"{place} is {format.name}"
+        )
+    model = format.load(place, replace(request, mask_id=None)).model
     if not is_scorer(model):
         raise ValueError(
             f"{place} must hold a left-to-right model, got a {type(model).__name__}: "
@@ -144,7 +150,12 @@ def load_pair(
     if energy is not None and not (with_ar and adapted):
         searched = None if source is None else replace(source, subfolder=None, revision=None)
         scorer = _beside(root, format, str(energy)) if with_ar else locate(energy, searched)
-    loaded = format.load(denoiser_place, replace(request, with_ar=with_ar))
+    if request.device_map is not None and scorer is None:
+        raise ValueError(
+            "device_map is only for an energy that is a causal language model of transformers, "
+            f"and {path or 'the bundled model'} ({format.name}) with energy={energy!r} has none"
+        )
+    loaded = format.load(denoiser_place, replace(request, with_ar=with_ar, device_map=None))
     denoiser, tokenizer, files = loaded.model, loaded.tokenizer, denoiser_place
     _require_denoiser(denoiser, denoiser_place, format)
     if root != denoiser_place and (shared := find_tokenizer(root)) is not None:

@@ -13,6 +13,7 @@ from edlm_engine.checkpoints.weights import SUFFIXES, weight_file
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 ID = re.compile(rf"(?P<repo>{NAME}(?:/{NAME})?)(?P<inside>(?:/{NAME})*)")
 ADAPTER = "adapter_model.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"
 VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
@@ -25,6 +26,7 @@ SIDECARS = (
     "config.json",
     "tokenizer*.json",
     "special_tokens_map.json",
+    CHAT_TEMPLATE,
     "added_tokens.json",
     "merges.txt",
     *VOCABULARIES,

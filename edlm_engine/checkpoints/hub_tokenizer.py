@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
 
 from edlm_engine.checkpoints.files import TOKENIZER, read_json
-from edlm_engine.checkpoints.hub import VOCABULARIES, Source, locate
+from edlm_engine.checkpoints.hub import CHAT_TEMPLATE, VOCABULARIES, Source, locate
 from edlm_engine.checkpoints.tokenizer import END_OF_TEXT, Tokenizer
 
 # Classes that only remote code has -> those of transformers that read the same files.
@@ -23,11 +25,12 @@ class HubTokenizer(Tokenizer):
 
     `special` maps the names of transformers ("mask_token", "bos_token", ...) to ids, `special_ids`
     holds every token that is marked as special. `bos_id` is None where the tokenizer names none.
+    `chat_template` is that of its folder, None without one.
     """
 
     bos_id: int | None  # type: ignore[assignment]
 
-    def __init__(self, backend: Any, named: dict[str, str]) -> None:
+    def __init__(self, backend: Any, named: dict[str, str], folder: Path) -> None:
         ids = {name: backend.token_to_id(token) for name, token in named.items()}
         self.special: dict[str, int] = {name: i for name, i in ids.items() if i is not None}
         added = backend.get_added_tokens_decoder()
@@ -36,6 +39,8 @@ class HubTokenizer(Tokenizer):
         start = self.special.get("bos_token", backend.token_to_id(END_OF_TEXT))
         super().__init__(backend, -1 if start is None else start)
         self.bos_id = start
+        self._named = {name: token for name, token in named.items() if name in self.special}
+        self._folder = folder
         # Some vocabularies have holes: ids reach further than the number of tokens.
         self._rows = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
@@ -43,6 +48,36 @@ class HubTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return self._rows
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The jinja text of the folder; ValueError for a file that holds none."""
+        file, config = self._folder / CHAT_TEMPLATE, self._folder / "tokenizer_config.json"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = read_json(config).get("chat_template") if config.is_file() else None
+        if isinstance(template, list):  # several by name
+            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+            template = named.get("default")
+        if not isinstance(template, str | None):
+            raise ValueError(f"{config} must hold a chat_template of text, got {template!r}")
+        return template
+
+    def apply_chat_template(self, messages: list[Any], **options: Any) -> list[int]:
+        """Ids of messages by `chat_template`, which transformers renders in its sandbox.
+
+        options: as of the method of that name in transformers, but for how ids are returned.
+        """
+        try:
+            from transformers import PreTrainedTokenizerFast
+        except ImportError as error:
+            raise ImportError("chat templates need pip install 'edlm_engine[hub]'") from error
+        # It renders only: the ids are to be those of this very tokenizer.
+        renderer = PreTrainedTokenizerFast(tokenizer_object=Backend(WordLevel()), **self._named)
+        text = renderer.apply_chat_template(
+            messages, **{**options, "chat_template": self.chat_template, "tokenize": False}
+        )
+        return self.encode(text)
 
 
 @dataclass
@@ -88,7 +123,7 @@ def find_tokenizer(place: Path) -> HubTokenizer | None:
         raise ValueError(f"{file} must be a file, it is a folder")
     if file.is_file():
         try:
-            return HubTokenizer(Backend.from_file(str(file)), _named(folder))
+            return HubTokenizer(Backend.from_file(str(file)), _named(folder), folder)
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{file} is not a tokenizer file: {error}") from error
     if not any((folder / name).is_file() for name in VOCABULARIES):
@@ -124,7 +159,8 @@ def _by_transformers(folder: Path) -> HubTokenizer:
     named = {name: getattr(tokenizer, name) for name in NAMES}
     named = {name: str(token) for name, token in named.items() if token is not None}
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return HubTokenizer(backend if isinstance(backend, Backend) else _Slow(tokenizer), named)
+    plain = backend if isinstance(backend, Backend) else _Slow(tokenizer)
+    return HubTokenizer(plain, named, folder)
 
 
 def _named(folder: Path) -> dict[str, str]:

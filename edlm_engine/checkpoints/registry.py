@@ -35,6 +35,7 @@ class Request:
     """How a model is wanted.
 
     device: "meta" is without memory for the weights, to be looked at only.
+    device_map: of transformers, for the blocks of a causal LM; other formats are not given one.
     blocks, head: dtypes of the transformer blocks, and of the head with the norm before it; None
         keeps the stored ones.
     fold: put a constant modulation into the weights where that can be.
@@ -44,6 +45,7 @@ class Request:
     """
 
     device: torch.device | str = "cpu"
+    device_map: str | dict[str, Any] | None = None
     blocks: torch.dtype | None = None
     head: torch.dtype | None = None
     fold: bool = False

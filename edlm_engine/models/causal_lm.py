@@ -105,14 +105,14 @@ class CausalLMScorer(nn.Module):
             raise ValueError(f"prefix must be in ({first}, {length}), got {prefix}")
         seen = tokens[..., :-1] if first else F.pad(tokens[..., :-1], (1, 0), value=self.bos_id)
         known, rest = seen[:, 0, : prefix - first], seen[..., prefix - first :].flatten(0, 1)
-        run = self.model.base_model
-        first_part = run(input_ids=known, use_cache=True)
+        first_part = self._run(known, use_cache=True)
         cache = first_part.past_key_values
         cache.batch_repeat_interleave(candidates)
-        states = run(input_ids=rest, past_key_values=cache, use_cache=True).last_hidden_state
+        states = self._run(rest, past_key_values=cache, use_cache=True).last_hidden_state
         dtype = self.head[0].dtype
-        before = F.pad(first_part.last_hidden_state.to(dtype), (0, 0, first, 0))
-        return before, states.to(dtype).unflatten(0, (groups, candidates))
+        known_states = first_part.last_hidden_state.to(tokens.device, dtype)
+        before = F.pad(known_states, (0, 0, first, 0))
+        return before, states.to(tokens.device, dtype).unflatten(0, (groups, candidates))
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Raw logits [n, L, V]; row l predicts token l."""
@@ -121,8 +121,15 @@ class CausalLMScorer(nn.Module):
     forward = logits
 
     def _states(self, seen: Tensor) -> Tensor:
-        states = self.model.base_model(input_ids=seen, use_cache=False).last_hidden_state
-        return states.to(self.head[0].dtype)
+        states = self._run(seen, use_cache=False).last_hidden_state
+        return states.to(seen.device, self.head[0].dtype)
+
+    def _run(self, tokens: Tensor, **options: Any) -> Any:
+        """The model without its head, which a device map may have put elsewhere than the tokens."""
+        device = self.model.get_input_embeddings().weight.device
+        if device.type != "meta":  # an embedding that is offloaded fetches its tokens itself
+            tokens = tokens.to(device)
+        return self.model.base_model(input_ids=tokens, **options)
 
     @torch.no_grad()
     def _require_plain_head(self) -> None:
@@ -134,14 +141,21 @@ class CausalLMScorer(nn.Module):
             raise ValueError(f"{name} does more to its logits than a linear head: not supported")
 
 
-def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
+def read_causal_lm(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device_map: str | dict[str, Any] | None = None,
+) -> Any:
     """A causal language model of transformers from a folder, or from a GGUF file, on the CPU.
 
     A folder holds a config.json with safetensors beside it, or one *.gguf file. Strict: every
     weight of the model is in the file and no other. No network, no pickles, no remote code.
+    With a `device_map` it lies where transformers then puts it.
 
     Raises:
-        ImportError: transformers, or gguf for such a file, is not installed.
+        ImportError: transformers, or gguf for such a file, or accelerate for a device map, is not
+            installed.
         FileNotFoundError: no such file or folder.
         ValueError: damaged files; missing, unexpected or wrongly shaped weights, by name.
     """
@@ -151,6 +165,13 @@ def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> Any
         raise ImportError(
             f"{path} is a transformers model: pip install 'edlm_engine[hub]'"
         ) from error
+    spread = ""
+    if device_map is not None:
+        spread = f", or device_map {device_map!r} does not fit it"
+        try:
+            import accelerate  # noqa: F401  which transformers needs for it
+        except ImportError as error:
+            raise ImportError("device_map needs accelerate: pip install accelerate") from error
     folder, gguf = locate_gguf(path)
     source: dict[str, Any] = {"gguf_file": gguf} if gguf else {"use_safetensors": True}
     with quietly():
@@ -160,6 +181,7 @@ def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> Any
                 local_files_only=True,
                 trust_remote_code=False,
                 dtype=dtype or "auto",
+                device_map=device_map,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # to be told of them; they are refused below
                 **source,
@@ -168,7 +190,7 @@ def read_causal_lm(path: str | Path, *, dtype: torch.dtype | None = None) -> Any
             raise
         except Exception as error:  # the libraries below raise plain Exceptions for damaged files
             raise ValueError(
-                f"{path} is damaged or not a causal language model: {error}"
+                f"{path} is damaged or not a causal language model{spread}: {error}"
             ) from error
     # A quantised file may carry tensors that only its own format needs; folders may not.
     faults = {

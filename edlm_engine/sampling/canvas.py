@@ -1,6 +1,6 @@
 """From prompt, suffix, canvas and seed to the first xt and one seed per sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Number
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from edlm_engine import ops
 
 Tokens = str | Sequence[int] | Tensor | Sequence[str] | Sequence[Sequence[int]]
+# Messages {"role": ..., "content": ...} of one chat.
+Chat = Sequence[Mapping[str, str]]
 
 # Sequences of Python, but none of tokens.
 TEXT = (str, bytes, bytearray, memoryview)
@@ -69,7 +71,7 @@ def check_canvas(canvas: Tensor, batch_size: int, length: int, vocab_size: int) 
 
 
 def compose_canvas(
-    prompt: Tokens | None,
+    prompt: Tokens | Chat | Sequence[Chat] | None,
     suffix: Tokens | None,
     batch_size: int,
     length: int,
@@ -104,12 +106,12 @@ def compose_canvas(
 
 
 def _known_tokens(
-    name: str, tokens: Tokens | None, batch_size: int, tokenizer
+    name: str, tokens: Tokens | Chat | Sequence[Chat] | None, batch_size: int, tokenizer
 ) -> tuple[Tensor, Tensor]:
     """All sequences' tokens in a row, and how many each has [B]; one row given serves them all."""
     tokens = () if tokens is None else tokens
     whole = None if isinstance(tokens, str) else _integers(name, tokens)
-    if isinstance(tokens, str) or (whole is not None and whole.dim() == 1):
+    if isinstance(tokens, str) or _is_chat(tokens) or (whole is not None and whole.dim() == 1):
         row = _token_row(name, tokens, tokenizer)
         return row.repeat(batch_size), torch.full((batch_size,), len(row))
     if whole is None and isinstance(tokens, Sequence) and not isinstance(tokens, TEXT):
@@ -132,10 +134,43 @@ def _token_row(name: str, row: Any, tokenizer) -> Tensor:
             raise ValueError(f"{name} is text, but the engine has no tokenizer: give token ids")
         row = tokenizer.encode(row)
         row = getattr(row, "ids", row)  # `tokenizers` wraps the ids, transformers does not
+    elif name == "prompt" and _is_chat(row):
+        row = _chat_tokens(name, row, tokenizer)
     ids = _integers(name, row)
     if ids is None or ids.dim() != 1:
         raise TypeError(f"{name} must be text or integer tokens, got {_shown(row)}")
     return ids
+
+
+def _is_chat(row: Any) -> bool:
+    is_list = isinstance(row, Sequence) and not isinstance(row, TEXT)
+    return is_list and any(isinstance(message, Mapping) for message in row)
+
+
+def _chat_tokens(name: str, chat: Chat, tokenizer) -> Sequence[int]:
+    """Ids of a chat by the tokenizer's own template, up to where the answer begins."""
+    for i, message in enumerate(chat):
+        fields = message if isinstance(message, Mapping) else {}
+        if not all(isinstance(fields.get(key), str) for key in ("role", "content")):
+            raise TypeError(
+                f"{name} must hold messages with role and content, both text, "
+                f"message {i} is {_shown(message)}"
+            )
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            f"{name} holds messages, but the engine has no tokenizer with a chat template: "
+            "give text or token ids"
+        )
+    try:
+        return tokenizer.apply_chat_template(
+            list(chat), add_generation_prompt=True, return_dict=False
+        )
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the template raises, or stumbles over
+        raise ValueError(
+            f"{name} must hold messages that the chat template takes: {error}"
+        ) from error
 
 
 def _check_range(name: str, tokens: Tensor, vocab_size: int) -> None:

@@ -8,6 +8,14 @@ from tiny_llama import tiny_tokenizer
 from transformers import EsmTokenizer, PreTrainedTokenizerFast
 
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
+from edlm_engine.sampling.canvas import compose_canvas
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ m.content }} "
+    "{% endfor %}{% if add_generation_prompt %}ab{% endif %}"
+)
+CHAT = [{"role": "system", "content": "b"}, {"role": "user", "content": "a b"}]
 
 
 def save(folder, **special):
@@ -99,3 +107,60 @@ def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'edlm_engine\[hub\]'"):
         find_tokenizer(tmp_path)
+
+
+def compose(folder, prompt=None, batch_size=2, suffix=None):
+    tokenizer = None if folder is None else find_tokenizer(folder)
+    ids = {"mask_id": 5, "vocab_size": 6, "tokenizer": tokenizer}
+    return compose_canvas(prompt, suffix, batch_size, 7, **ids).tolist()
+
+
+@pytest.mark.parametrize("where", ["file", "config", "by name"])
+def test_chats_are_rendered_by_the_template_of_the_folder(tmp_path, where):
+    save(tmp_path, bos_token="<|endoftext|>")
+    path = tmp_path / "tokenizer_config.json"
+    if where == "file":
+        (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    else:
+        named = [{"name": "other", "template": "b"}, {"name": "default", "template": TEMPLATE}]
+        template = TEMPLATE if where == "config" else named
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    wanted = theirs.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+    assert wanted == [0, 3, 2, 3, 4]
+    assert compose(tmp_path, CHAT) == [[*wanted, 5, 5]] * 2  # one chat serves all sequences
+    rows = [[0, 3, 4, 5, 5, 5, 5], [0, 3, 2, 3, 4, 5, 5]]
+    assert compose(tmp_path, [CHAT[:1], CHAT]) == rows
+    assert compose(tmp_path, [CHAT[:1], "a"]) == [rows[0], [2, 5, 5, 5, 5, 5, 5]]
+    # A tokenizer of transformers has the same method.
+    canvas = compose_canvas(CHAT, None, 1, 7, mask_id=5, vocab_size=6, tokenizer=theirs)
+    assert canvas.tolist() == [[*wanted, 5, 5]]
+
+
+def test_chats_that_cannot_be_rendered(tmp_path, monkeypatch):
+    save(tmp_path)
+    for folder in (None, tmp_path):
+        with pytest.raises(ValueError, match=r"prompt holds messages, .* no tokenizer with a chat"):
+            compose(folder, CHAT)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    for wrong in ({"role": "user"}, {"role": 1, "content": "a"}, "a", 3, [CHAT[0]]):
+        with pytest.raises(TypeError, match=r"prompt must hold messages .*, message 1 is"):
+            compose(tmp_path, [CHAT[0], wrong])
+    with pytest.raises(ValueError, match="messages that the chat template takes: no tools"):
+        compose(tmp_path, [{"role": "tool", "content": "a"}])
+    with pytest.raises(ValueError, match="prompt must hold 2 rows, one per sequence, got 1"):
+        compose(tmp_path, [CHAT])
+    with pytest.raises(TypeError, match="suffix must be text or integer tokens"):
+        compose(tmp_path, suffix=CHAT)
+    unsafe = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    (tmp_path / "chat_template.jinja").write_text(unsafe)
+    with pytest.raises(ValueError, match="unsafe"):
+        compose(tmp_path, CHAT)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 3}')
+    with pytest.raises(ValueError, match="must hold a chat_template of text, got 3"):
+        compose(tmp_path, CHAT)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'edlm_engine\[hub\]'"):
+        compose(tmp_path, CHAT)

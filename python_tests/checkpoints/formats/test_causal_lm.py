@@ -1,5 +1,7 @@
 """Any causal language model as an energy: by folder, hub id or GGUF file, of the same tokens."""
 
+import sys
+
 import pytest
 import torch
 from mdlm_layouts import BARE_CONFIG, HUB_CONFIG, MASK, VOCAB, save, tensors
@@ -119,3 +121,66 @@ def test_what_is_no_left_to_right_model(tmp_path, denoiser):
     (tmp_path / "lm" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match="is damaged or not a causal language model"):
         load_ar(tmp_path / "lm")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_device_map_gives_the_same_scores(tmp_path, denoiser, tied):
+    pytest.importorskip("accelerate")
+    tiny_llama(VOCAB, tie_word_embeddings=tied).save_pretrained(tmp_path / "lm")
+    options = {"energy": tmp_path / "lm", "dtype": torch.float32}
+    plain = Engine.from_pretrained(denoiser, **options)
+    mapped = Engine.from_pretrained(denoiser, **options, device_map={"": "cpu"})
+    out, wanted = (e.generate(2, config=CONFIG, prompt=[1, 2, 3, 4]) for e in (mapped, plain))
+    assert torch.equal(out.sequences, wanted.sequences)
+    assert torch.equal(out.log_z, wanted.log_z)
+
+
+def test_a_device_map_may_offload_blocks_but_not_the_head(tmp_path, denoiser):
+    pytest.importorskip("accelerate")
+    tiny_llama(VOCAB, tie_word_embeddings=False).save_pretrained(tmp_path / "lm")
+    options = {"energy": tmp_path / "lm", "dtype": torch.float32}
+    parts = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
+    parts |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    x0 = torch.randint(MASK, (2, 3, 12))
+    plain = Engine.from_pretrained(denoiser, **options).energy.model
+    mapped = Engine.from_pretrained(denoiser, **options, device_map=parts).energy.model
+    assert any(p.is_meta for p in mapped.model.model.layers[1].parameters())
+    with torch.no_grad():
+        assert torch.equal(mapped.logits(x0[:, 0]), plain.logits(x0[:, 0]))
+        x0[..., :6] = x0[:, :1, :6]
+        for got, wanted in zip(
+            *(m.hidden_after_prefix(x0, 6) for m in (mapped, plain)), strict=True
+        ):
+            assert torch.equal(got, wanted)
+    with pytest.raises(ValueError, match="device_map must keep the output layer on a device"):
+        Engine.from_pretrained(denoiser, **options, device_map=parts | {"lm_head": "disk"})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("last", ["cpu", 0])
+def test_a_device_map_over_two_devices(tmp_path, denoiser, last):
+    pytest.importorskip("accelerate")
+    tiny_llama(VOCAB, tie_word_embeddings=False).save_pretrained(tmp_path / "lm")
+    options = {"energy": tmp_path / "lm", "dtype": torch.float32, "device": "cuda"}
+    parts = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": last}
+    parts |= {"model.norm": last, "model.rotary_emb": "cpu", "lm_head": last}
+    x0 = torch.randint(MASK, (3, 12), device="cuda")
+    plain = Engine.from_pretrained(denoiser, **options)
+    mapped = Engine.from_pretrained(denoiser, **options, device_map=parts)
+    scores, wanted = (engine.energy.model.logits(x0) for engine in (mapped, plain))
+    torch.testing.assert_close(scores, wanted, rtol=0, atol=1e-3)
+    assert (mapped.generate(2, config=CONFIG).energy_evaluations > 0).all()
+
+
+def test_a_device_map_is_refused_where_it_says_nothing(tmp_path, denoiser, monkeypatch):
+    everywhere = {"device_map": {"": "cpu"}}
+    with pytest.raises(ValueError, match=r"device_map is only for .* is native"):
+        Engine.from_pretrained(**everywhere)
+    with pytest.raises(ValueError, match=r"device_map is only for .* energy=None has none"):
+        Engine.from_pretrained(denoiser, **everywhere)
+    tiny_llama(VOCAB).save_pretrained(tmp_path / "lm")
+    with pytest.raises(ValueError, match="or device_map 'nowhere' does not fit it"):
+        Engine.from_pretrained(denoiser, energy=tmp_path / "lm", device_map="nowhere")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match="device_map needs accelerate: pip install accelerate"):
+        Engine.from_pretrained(denoiser, energy=tmp_path / "lm", **everywhere)
