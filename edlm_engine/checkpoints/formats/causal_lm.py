@@ -48,6 +48,7 @@ def _spread(place: Path, request: Request) -> CausalLMScorer:
             f"which offloads that of {place}"
         )
     scorer = CausalLMScorer(model, model.config.bos_token_id).requires_grad_(False)
-    head = linear.weight.detach().to(request.device, request.head or linear.weight.dtype, copy=True)
-    linear.weight = nn.Parameter(head, requires_grad=False)
+    for name, part in list(linear.named_parameters()):  # a tied weight stays with the embedding
+        moved = part.detach().to(request.device, request.head or part.dtype, copy=True)
+        setattr(linear, name, nn.Parameter(moved, requires_grad=False))
     return scorer

@@ -12,6 +12,8 @@ from tokenizers import models
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    PhiConfig,
+    PhiForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -19,7 +21,8 @@ from transformers import (
 )
 
 from edlm_engine import Engine, GenerationConfig
-from edlm_engine.checkpoints.bundle import load_ar
+from edlm_engine.checkpoints.bundle import load_ar, load_scorer
+from edlm_engine.checkpoints.registry import Request
 
 CONFIG = GenerationConfig(steps=4, num_candidates=3)
 SMALL = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
@@ -154,6 +157,16 @@ def test_a_device_map_may_offload_blocks_but_not_the_head(tmp_path, denoiser):
             assert torch.equal(got, wanted)
     with pytest.raises(ValueError, match="device_map must keep the output layer on a device"):
         Engine.from_pretrained(denoiser, **options, device_map=parts | {"lm_head": "disk"})
+
+
+def test_a_device_map_moves_the_whole_output_layer(tmp_path):
+    pytest.importorskip("accelerate")
+    PhiForCausalLM(PhiConfig(vocab_size=VOCAB, bos_token_id=0, **SMALL)).save_pretrained(tmp_path)
+    request = Request(blocks=torch.bfloat16, head=torch.float32, device_map={"": "cpu"})
+    scorer = load_scorer(tmp_path, request)
+    assert [part.dtype for part in scorer.head] == [torch.float32] * 2  # Phi's has a bias
+    assert scorer.model.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert scorer.logits(torch.zeros(1, 4, dtype=torch.int64)).dtype == torch.float32
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
