@@ -4,65 +4,25 @@ Written for clarity: whole rows are materialised and nothing is fused. Every fun
 the arguments and the outputs of its twin. Bad arguments raise `RuntimeError`, as the compiled ops
 do on CPU; here they raise on every device.
 
-Randomness is addressed, not drawn: all of it comes from Philox4x32-10 (Salmon et al., SC'11) as a
-pure function of a 64-bit key and a counter. 64-bit values travel in int64 tensors, read as uint64.
+Randomness is addressed, not drawn: see `edlm_engine.reference_random`.
 """
 
 import torch
 from torch import Tensor
 
-STREAM_TAG = 0x53545245
+from edlm_engine.reference_random import (
+    check,
+    describe,
+    philox,  # noqa: F401  # part of the specification
+    random_bits,
+    stream_keys,  # an op, under its name
+    uniform,
+)
+
 SAMPLE_TAG = 0x53414D50
 RESAMPLE_TAG = 0x52455341
 
 TEMPERATURES = (1e-30, 1e30)
-
-Word = Tensor | int
-
-_LOW_32 = 0xFFFFFFFF
-
-
-def philox(
-    counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four random 32-bit words from a counter of four words and a key of two.
-
-    Words are int64 tensors (or ints) in [0, 2^32) and broadcast together.
-    """
-    c0, c1, c2, c3, k0, k1 = (torch.as_tensor(word, dtype=torch.int64) for word in counter + key)
-    for _ in range(10):
-        # An int64 product wraps modulo 2^64, which keeps all 64 bits of the unsigned product.
-        first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = _high(second) ^ c1 ^ k0, _low(second), _high(first) ^ c3 ^ k1, _low(first)
-        k0, k1 = _low(k0 + 0x9E3779B9), _low(k1 + 0xBB67AE85)
-    return c0, c1, c2, c3
-
-
-def random_bits(keys: Tensor, counter: Tensor | int, index: int, tag: int) -> Tensor:
-    """64 random bits (int64) of a key at a 64-bit counter; index and tag separate the uses."""
-    counter = torch.as_tensor(counter, dtype=torch.int64, device=keys.device)
-    w0, w1, _, _ = philox((_low(counter), _high(counter), index, tag), (_low(keys), _high(keys)))
-    return w0 | w1 << 32
-
-
-def uniform(bits: Tensor) -> Tensor:
-    """Float64 in (0, 1), centred in one of 2^52 bins: never 0 and never 1."""
-    return ((bits >> 12 & (1 << 52) - 1).double() + 0.5) * 2.0**-52
-
-
-def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
-    """Key of the random stream at an address: the coordinates folded into the seed one by one.
-
-    Seeds and coordinates are ints or int64 tensors and broadcast together; the result is int64 of
-    the broadcast shape. Each coordinate's place counts: (1, 2) and (2, 1) are different addresses.
-    """
-    tensors = [x for x in (seeds, *coordinates) if isinstance(x, Tensor)]
-    device = tensors[0].device if tensors else None
-    words = (_as_int64(x, device) for x in (seeds, *coordinates))
-    keys, *folded = torch.broadcast_tensors(*words)
-    for index, coordinate in enumerate(folded):
-        keys = random_bits(keys, coordinate, index, STREAM_TAG)
-    return keys.contiguous()
 
 
 def log_softmax(
@@ -74,13 +34,13 @@ def log_softmax(
     the tokens whose logit is at least that of the last one that the descending cumulative sum needs
     to reach `top_p` (equal logits at that threshold stay), renormalised. Excluded tokens get -inf.
     """
-    _check(logits.dim() == 2, "logits must have shape [R, V]", list(logits.shape))
+    check(logits.dim() == 2, "logits must have shape [R, V]", list(logits.shape))
     vocab = logits.shape[1]
-    _check(vocab >= 1, "logits must have V >= 1", vocab)
-    _check(-1 <= forbidden_id < vocab, f"forbidden_id must be in [-1, {vocab})", forbidden_id)
+    check(vocab >= 1, "logits must have V >= 1", vocab)
+    check(-1 <= forbidden_id < vocab, f"forbidden_id must be in [-1, {vocab})", forbidden_id)
     least, most = TEMPERATURES
-    _check(least <= temperature <= most, f"temperature must be in [{least}, {most}]", temperature)
-    _check(0 < top_p <= 1, "top_p must be in (0, 1]", top_p)
+    check(least <= temperature <= most, f"temperature must be in [{least}, {most}]", temperature)
+    check(0 < top_p <= 1, "top_p must be in (0, 1]", top_p)
     scores = logits.double().clone()
     if forbidden_id >= 0:
         scores[:, forbidden_id] = -torch.inf
@@ -112,7 +72,7 @@ def sample_candidates(
     under the distribution drawn from (see `log_softmax`). Candidate j of a row depends on its
     logits, its key [R] and j alone, and not on K.
     """
-    _check(num_candidates >= 1, "num_candidates must be >= 1", num_candidates)
+    check(num_candidates >= 1, "num_candidates must be >= 1", num_candidates)
     log_probs = log_softmax(logits, forbidden_id, temperature, top_p)
     _check_int64("keys", keys, log_probs.shape[0])
     draws = torch.arange(num_candidates, device=keys.device)
@@ -181,9 +141,9 @@ def resample(log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]
     (sum w)^2 / sum w^2 in [1, K], [B] float32; and log((1 / K) sum w), [B] float32. A weight of
     -inf is allowed; NaN, +inf and rows of nothing but -inf raise.
     """
-    _check(log_weights.dim() == 2, "log_weights must have shape [B, K]", list(log_weights.shape))
+    check(log_weights.dim() == 2, "log_weights must have shape [B, K]", list(log_weights.shape))
     candidates = log_weights.shape[1]
-    _check(candidates >= 1, "log_weights must have K >= 1", candidates)
+    check(candidates >= 1, "log_weights must have K >= 1", candidates)
     _check_int64("keys", keys, log_weights.shape[0])
     log_weights = log_weights.double()
     _check_rows(log_weights, "log_weights")
@@ -293,14 +253,14 @@ def reveal_steps(keys: Tensor, length: int, mask_probs: Tensor) -> Tensor:
     mask_probs[i] <= u < mask_probs[i - 1]; in N + 1 (left at t_N) if u < mask_probs[N]; in 1 if
     u >= mask_probs[0].
     """
-    _check(length >= 0, "length must be >= 0", length)
-    _check(
+    check(length >= 0, "length must be >= 0", length)
+    check(
         mask_probs.dim() == 1 and mask_probs.dtype == torch.float64 and len(mask_probs) >= 2,
         "mask_probs must be float64 with shape [N + 1], N >= 1",
-        _describe(mask_probs),
+        describe(mask_probs),
     )
     falling = bool((mask_probs.diff() <= 0).all())
-    _check(falling, "mask_probs must not increase", mask_probs.tolist())
+    check(falling, "mask_probs must not increase", mask_probs.tolist())
     _check_int64("keys", keys, keys.numel())
     u = uniform(stream_keys(keys[:, None], torch.arange(length, device=keys.device)))
     at_or_below = torch.searchsorted(mask_probs.flip(0).contiguous(), u, right=True)
@@ -323,26 +283,9 @@ def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits if bias is None else logits + bias.double()
 
 
-def _low(word: Tensor) -> Tensor:
-    return word & _LOW_32
-
-
-def _high(word: Tensor) -> Tensor:
-    return word >> 32 & _LOW_32
-
-
-def _as_int64(value: Tensor | int, device: torch.device | None) -> Tensor:
-    if isinstance(value, Tensor):
-        _check(value.dtype == torch.int64, "stream_keys wants int64 tensors", _describe(value))
-        return value
-    _check(-(2**63) <= value < 2**64, "a seed or coordinate must fit 64 bits", value)
-    # The same bits as int64: 2^64 - 1 and -1 are one seed.
-    return torch.tensor((value + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
-
-
 def _check_int64(name: str, tensor: Tensor, rows: int) -> None:
     good = tensor.dtype == torch.int64 and tuple(tensor.shape) == (rows,)
-    _check(good, f"{name} must be int64 with shape [{rows}]", _describe(tensor))
+    check(good, f"{name} must be int64 with shape [{rows}]", describe(tensor))
 
 
 def _check_rows(values: Tensor, name: str) -> None:
@@ -354,12 +297,3 @@ def _check_rows(values: Tensor, name: str) -> None:
         raise RuntimeError(
             f"{name} row {int(empty.nonzero()[0])} allows nothing: every entry is -inf"
         )
-
-
-def _check(good: bool, wanted: str, got: object) -> None:
-    if not good:
-        raise RuntimeError(f"{wanted}, got {got}")
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
