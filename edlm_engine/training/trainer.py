@@ -214,7 +214,7 @@ class Run:
                 if self.step == config.steps:
                     break
                 if self.step % config.eval_every == 0 and self.corpus.held_out is not None:
-                    self.log(held_out_loss=self.evaluate(config.eval_windows, draws=1))
+                    self.log_held_out(self.evaluate(config.eval_windows, draws=1))
                 if self.step % config.checkpoint_every == 0:
                     self.checkpoint()
         self.checkpoint()
@@ -264,6 +264,12 @@ class Run:
         for name, parameter in self.trained.items():
             averaged = self.average.module[name]
             parameter.data, averaged.data = averaged.data, parameter.data
+
+    def log_held_out(self, loss: float) -> None:
+        """A loss per token, and per character of the text, which other tokenizers share."""
+        facts = self.corpus.facts
+        rate = facts["held_out_tokens"] / facts["held_out_characters"]
+        self.log(held_out_loss=loss, held_out_per_character=loss * rate)
 
     def log(self, **numbers: float) -> None:
         append_log(self.out, step=self.step, seconds=round(self.seconds, 1), **numbers)
@@ -319,7 +325,7 @@ class Run:
         if not finished or self.corpus.held_out is None:
             return Result(self.step, finished, None)
         loss = self.evaluate(self.config.final_windows, FINAL_DRAWS)
-        self.log(held_out_loss=loss)
+        self.log_held_out(loss)
         self.export({"nats_per_token": round(loss, 4), "windows": self.config.final_windows})
         return Result(self.step, True, loss)
 

@@ -49,7 +49,12 @@ def test_a_run_leaves_everything(config, tmp_path, kind):
     assert recipe["config"]["seed"] == 0 and recipe["config"]["data"] == ["books"]
     assert str(tmp_path) not in (out / "recipe.json").read_text()
     log = read_log(out)
-    assert [entry["step"] for entry in log if "held_out_loss" in entry] == [2, 4, 6]
+    held_out = [entry for entry in log if "held_out_loss" in entry]
+    assert [entry["step"] for entry in held_out] == [2, 4, 6]
+    per_token = recipe["held_out_characters"] / recipe["held_out_tokens"]
+    for entry in held_out:
+        per_character = entry["held_out_per_character"]
+        assert entry["held_out_loss"] == pytest.approx(per_character * per_token)
     assert [entry["step"] for entry in log if "loss" in entry] == [6]
     model = load_model(out)
     assert model.vocab_size == 270 + (kind == "denoiser")
