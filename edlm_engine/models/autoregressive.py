@@ -20,6 +20,7 @@ from edlm_engine.models.layers import (
     require_tokens,
     require_type,
     split_heads,
+    split_prefix,
 )
 
 
@@ -125,14 +126,11 @@ class AutoregressiveTransformer(Transformer):
         [b, K, L - prefix, D]: up to rounding the values of `hidden`. `prefix` must lie between
         `first_position` + 1 and L - 1.
         """
-        groups, candidates, length = tokens.shape
+        groups, candidates, _ = tokens.shape
         first = self.first_position
-        if not first < prefix < length:
-            raise ValueError(f"prefix must be in ({first}, {length}), got {prefix}")
-        seen = tokens[..., :-1] if first else F.pad(tokens[..., :-1], (1, 0), value=self.bos_id)
-        rotary = self.rotary_emb(seen.shape[-1])
-        known = self.embed(seen[:, 0, : prefix - first])
-        rest = self.embed(seen[..., prefix - first :].flatten(0, 1))
+        parts = split_prefix(tokens, prefix, self.bos_id)
+        rotary = self.rotary_emb(tokens.shape[-1] - first)
+        known, rest = map(self.embed, parts)
         for block in self.blocks:
             known, rest = block.after_prefix(known, rest, rotary)
         known, rest = self.final_norm(known), self.final_norm(rest)

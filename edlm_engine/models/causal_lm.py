@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm_engine.models.layers import cast_parameters, predict_next, require_tokens
+from edlm_engine.models.layers import cast_parameters, predict_next, require_tokens, split_prefix
 
 
 class CausalLMScorer(nn.Module):
@@ -99,12 +99,9 @@ class CausalLMScorer(nn.Module):
         [b, K, L - prefix, D]: up to rounding the values of `hidden`. `prefix` must lie between
         `first_position` + 1 and L - 1.
         """
-        groups, candidates, length = tokens.shape
+        groups, candidates, _ = tokens.shape
         first = self.first_position
-        if not first < prefix < length:
-            raise ValueError(f"prefix must be in ({first}, {length}), got {prefix}")
-        seen = tokens[..., :-1] if first else F.pad(tokens[..., :-1], (1, 0), value=self.bos_id)
-        known, rest = seen[:, 0, : prefix - first], seen[..., prefix - first :].flatten(0, 1)
+        known, rest = split_prefix(tokens, prefix, self.bos_id)
         first_part = self._run(known, use_cache=True)
         cache = first_part.past_key_values
         cache.batch_repeat_interleave(candidates)
@@ -192,7 +189,6 @@ def read_causal_lm(
             raise ValueError(
                 f"{path} is damaged or not a causal language model{spread}: {error}"
             ) from error
-    # A quantised file may carry tensors that only its own format needs; folders may not.
     faults = {
         "missing": report["missing_keys"],
         "unexpected": report["unexpected_keys"],

@@ -86,6 +86,23 @@ def predict_next(states: Callable[[Tensor], Tensor], tokens: Tensor, bos_id: int
     return states(F.pad(seen, (1, 0), value=bos_id))
 
 
+def split_prefix(tokens: Tensor, prefix: int, bos_id: int | None) -> tuple[Tensor, Tensor]:
+    """What a left-to-right model sees of tokens [b, K, L] that share their first `prefix` over K.
+
+    Returns the shared part [b, P], P = `prefix` with a BOS and one less without, and for each of
+    b * K the rest, so that together they predict tokens as `predict_next` does. `prefix` must be
+    greater than the first position that is scored, and less than L.
+    """
+    length = tokens.shape[-1]
+    first = 0 if bos_id is not None else 1
+    if not first < prefix < length:
+        raise ValueError(f"prefix must be in ({first}, {length}), got {prefix}")
+    seen = tokens[..., :-1]
+    if bos_id is not None:
+        seen = F.pad(seen, (1, 0), value=bos_id)
+    return seen[:, 0, : prefix - first], seen[..., prefix - first :].flatten(0, 1)
+
+
 class Embedding(nn.Module):
     def __init__(self, vocab_size: int, hidden_dim: int) -> None:
         super().__init__()

@@ -13,13 +13,7 @@ import torch
 from edlm_engine.checkpoints.files import TOKENIZER, read_json, write_json
 from edlm_engine.checkpoints.native import load_model, save_model
 from edlm_engine.checkpoints.tokenizer import Tokenizer
-from edlm_engine.training.corpus import (
-    evaluation_windows,
-    read_text,
-    split_held_out,
-    text_files,
-    token_stream,
-)
+from edlm_engine.training.corpus import held_out_windows
 from edlm_engine.training.objectives import FINAL_DRAWS, held_out_loss
 from edlm_engine.training.run_log import PLOT
 from edlm_engine.training.trainer import RECIPE
@@ -64,14 +58,12 @@ def measure(weights: Path, run: Path, data: Iterable[str | Path]) -> dict[str, A
     kind, settings = recipe["kind"], recipe["config"]
     if not settings["held_out"]:
         raise ValueError(f"{run} held no text out to measure on: bundle it without data")
-    _, files = split_held_out(text_files(data), settings["held_out"])
-    texts = [read_text(file, settings["unwrap"]) for file in files]
-    stream = token_stream(texts, Tokenizer.from_file(run / TOKENIZER))
-    windows = evaluation_windows(stream, settings["length"], settings["final_windows"])
+    tokenizer = Tokenizer.from_file(run / TOKENIZER)
+    windows, characters = held_out_windows(data, settings, tokenizer, settings["final_windows"])
     loss = held_out_loss(kind, load_model(weights, dtype=torch.float32), windows, draws=FINAL_DRAWS)
     return {
         "nats_per_token": round(loss, 4),
-        "nats_per_character": round(loss * len(stream) / sum(map(len, texts)), 4),
+        "nats_per_character": round(loss / characters, 4),
         "meaning": "-log p" if kind == "ar" else "upper bound of -log p",
         "windows": len(windows),
         "draws_per_window": 1 if kind == "ar" else FINAL_DRAWS,

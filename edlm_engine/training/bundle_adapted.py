@@ -20,13 +20,7 @@ from edlm_engine.checkpoints.adapted import (
 from edlm_engine.checkpoints.files import read_json, write_json
 from edlm_engine.checkpoints.weights import read_weights
 from edlm_engine.execution.dtype import fast_dtype
-from edlm_engine.training.corpus import (
-    evaluation_windows,
-    read_text,
-    split_held_out,
-    text_files,
-    token_stream,
-)
+from edlm_engine.training.corpus import held_out_windows
 from edlm_engine.training.objectives import FINAL_DRAWS, held_out_loss
 from edlm_engine.training.run_log import LOG, PLOT
 from edlm_engine.training.trainer import RECIPE
@@ -59,12 +53,7 @@ def bundle_adapted(
 def _measure(
     pair: AdaptedPair, recipe: dict[str, Any], data: Iterable[str | Path], count: int
 ) -> dict[str, Any]:
-    settings = recipe["config"]
-    _, files = split_held_out(text_files(data), settings["held_out"])
-    texts = [read_text(file, settings["unwrap"]) for file in files]
-    stream = token_stream(texts, pair.tokenizer)
-    windows = evaluation_windows(stream, settings["length"], count)
-    characters = sum(map(len, texts)) / len(stream)
+    windows, characters = held_out_windows(data, recipe["config"], pair.tokenizer, count)
     bound = held_out_loss("adapt", pair.denoiser, windows, draws=FINAL_DRAWS, batch_size=16)
     base = held_out_loss("ar", pair.ar, windows, batch_size=16)
     return {

@@ -9,6 +9,7 @@ from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,6 +126,17 @@ def training_windows(stream: Tensor, length: int, batch_size: int, step: int, se
 def _epoch_starts(count: int, length: int, seed: int, epoch: int) -> Tensor:
     random = np.random.default_rng((seed, epoch))
     return torch.from_numpy(random.permutation(count) * length + random.integers(length))
+
+
+def held_out_windows(
+    data: Iterable[str | Path], settings: dict[str, Any], tokenizer: Tokenizer, at_most: int
+) -> tuple[Tensor, float]:
+    """(`evaluation_windows` of what a run held out, characters a token) by its stored settings."""
+    _, files = split_held_out(text_files(data), settings["held_out"])
+    texts = [read_text(file, settings["unwrap"]) for file in files]
+    stream = token_stream(texts, tokenizer)
+    windows = evaluation_windows(stream, settings["length"], at_most)
+    return windows, sum(map(len, texts)) / len(stream)
 
 
 def evaluation_windows(stream: Tensor, length: int, at_most: int) -> Tensor:
