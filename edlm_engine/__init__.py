@@ -7,6 +7,7 @@ from edlm_engine.version import __version__
 
 if TYPE_CHECKING:
     from edlm_engine import arrays, drop_in, likelihood, metrics, ops, reference
+    from edlm_engine.energies.nce import NCEEnergy
     from edlm_engine.energies.protocol import Energy
     from edlm_engine.energies.residual import ARResidualEnergy
     from edlm_engine.engine import Engine
@@ -24,6 +25,7 @@ __all__ = [
     "Generation",
     "GenerationConfig",
     "LogLinearSchedule",
+    "NCEEnergy",
     "arrays",
     "drop_in",
     "likelihood",
@@ -43,6 +45,7 @@ _HOMES = {
     "Generation": "edlm_engine.sampling.run",
     "GenerationConfig": "edlm_engine.sampling.config",
     "LogLinearSchedule": "edlm_engine.sampling.schedule",
+    "NCEEnergy": "edlm_engine.energies.nce",
 }
 
 

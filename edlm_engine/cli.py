@@ -186,9 +186,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     from edlm_engine.evaluation.judge import Judge
 
     engine = _engine(args)
-    model = getattr(engine.energy, "model", None)
-    if model is None:
-        raise ValueError(f"--energy must be an AR model, got {args.energy}")
+    if engine.energy is None:
+        raise ValueError(f"--energy must be an AR model or an NCE energy, got {args.energy}")
+    model = engine.energy.model
+    if not hasattr(model, "first_position"):  # a learned energy gives no probabilities
+        args.energy = "ar"
+        model = _engine(args).energy.model
     comparison = compare_energy(
         engine,
         model,
@@ -237,7 +240,7 @@ def _convert(args: argparse.Namespace) -> None:
     from edlm_engine.checkpoints.convert import convert
 
     options = {"weights": args.weights, "mask_id": args.mask_id}
-    kind = convert(args.source, args.target, _source(args), **options)
+    kind = convert(args.source, args.target, _source(args), energy=args.energy, **options)
     flag = "model" if kind == "denoiser" else "energy"
     print(f"{kind}: edlm generate --{flag} {args.target}")
 

@@ -17,6 +17,7 @@ from edlm_engine.checkpoints.bundle import load_for_sampling
 from edlm_engine.checkpoints.hub import Source
 from edlm_engine.checkpoints.hub_tokenizer import load_tokenizer
 from edlm_engine.checkpoints.save import save_pair
+from edlm_engine.energies.nce import NCEEnergy
 from edlm_engine.energies.protocol import Energy
 from edlm_engine.energies.residual import ARResidualEnergy
 from edlm_engine.execution import capture, graphs
@@ -97,9 +98,10 @@ class Engine:
         change is bundled, its base weights are looked for on this machine). An adapted folder of
         one's own (`edlm train adapt`) shares its base in the same way.
 
-        energy: "ar" or "coar", the AR model beside the denoiser without and with carry-over; the
-        folder, file or hub id of another AR model; or None, plain MDLM. "default" is "ar" for the
-        bundled and adapted models and None for any other.
+        energy: "ar" or "coar", the AR model beside the denoiser without and with carry-over; "nce",
+        the learned energy beside it or in the same checkpoint of EDLM; the folder, file or hub id
+        of another of either; or None, plain MDLM. "default" is "ar" for the bundled and adapted
+        models and None for any other.
 
         subfolder, revision, local_files_only, cache_dir: as in huggingface_hub, of `path`; the
         energy is looked for under the last two. HF_HUB_OFFLINE is respected.
@@ -130,10 +132,6 @@ class Engine:
         A denoiser without time conditioning is folded (see `FoldedDiT`). Raises FileNotFoundError
         and ValueError as `edlm_engine.checkpoints.bundle.load_for_sampling` does.
         """
-        if energy == "nce":
-            raise ValueError(
-                'energy must be "ar", "coar", the folder of an AR model or None, got "nce"'
-            )
         device = require_device(device)
         source = Source(
             subfolder=subfolder,
@@ -153,19 +151,23 @@ class Engine:
             mask_id=mask_id,
         )
         denoiser: Any = bundle.denoiser
-        ar = bundle.ar
-        for model in (denoiser, ar):
-            for name in ("hidden", "hidden_after_prefix") if compile else ():
+        ar, nce = bundle.ar, bundle.nce
+        for model in (denoiser, ar, nce):
+            for name in ("hidden", "hidden_after_prefix", "energies") if compile else ():
                 if hasattr(model, name):
                     setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
-        residual = None if ar is None else ARResidualEnergy(ar, carry_over=energy == "coar")
+        scores: Energy | None = None
+        if ar is not None:
+            scores = ARResidualEnergy(ar, carry_over=energy == "coar")
+        elif nce is not None:
+            scores = NCEEnergy(nce)
         read = bundle.tokenizer
         if tokenizer is not None:
             read = load_tokenizer(tokenizer, replace(source, subfolder=None, revision=None))
-        return cls(denoiser, residual, read, cuda_graphs=cuda_graphs)
+        return cls(denoiser, scores, read, cuda_graphs=cuda_graphs)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write denoiser, AR energy and tokenizer as `from_pretrained` reads them.
+        """Write denoiser, energy and tokenizer as `from_pretrained` reads them.
 
         A folded denoiser is written unfolded. Raises ValueError, by name, for models that have no
         layout of ours, before anything is written.
@@ -324,6 +326,9 @@ def _check_models(denoiser: Denoiser, energy: object) -> None:
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id must be in [0, {vocab_size}), got {mask_id}")
     fitting = (vocab_size, vocab_size - 1) if mask_id == vocab_size - 1 else (vocab_size,)
+    masked = getattr(energy, "mask_id", mask_id)
+    if masked != mask_id:
+        raise ValueError(f"energy must have the denoiser's mask_id {mask_id}, got {masked}")
     known = getattr(energy, "vocab_size", vocab_size)
     never = getattr(denoiser, "never_drawn", ())
     drawn = (i for i in reversed(range(vocab_size)) if i != mask_id and i not in never)

@@ -96,7 +96,10 @@ def command_line() -> argparse.ArgumentParser:
     )
 
     evaluate = commands.add_parser(
-        "evaluate", help="log p_AR of generated text with the energy and without it"
+        "evaluate",
+        help="log p_AR of generated text with the energy and without it",
+        description="The AR model of the energy scores the text, or with an NCE energy the one "
+        "beside the denoiser.",
     )
     _add_engine_options(evaluate)
     _add_sampling_options(evaluate)
@@ -128,6 +131,9 @@ def command_line() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="write a checkpoint in this project's layout")
     convert.add_argument("source", help="folder, file or hub id of a model")
     convert.add_argument("target", type=Path, help="folder to write, new or empty")
+    convert.add_argument(
+        "--energy", action="store_true", help="of a checkpoint of EDLM, the energy in it"
+    )
     _add_source_options(convert)
 
     info = commands.add_parser(
@@ -159,8 +165,8 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--energy",
         default="default",
-        help='"ar", "coar", "none", or the folder, file or hub id of an AR model (default: ar for '
-        "the bundled one)",
+        help='"ar", "coar", "nce", "none", or the folder, file or hub id of an AR model or an NCE '
+        "energy (default: ar for the bundled one)",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument(

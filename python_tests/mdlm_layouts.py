@@ -65,11 +65,27 @@ def shapes(causal=False):
     return wanted
 
 
-def tensors(causal=False, prefix="", seed=0):
+def energy_shapes():
+    """The same of EDLM's NCE energy: in the order of the module, without "ebm."."""
+    last = {"output_layer.linear.weight": (DIM, DIM), "output_layer.linear.bias": (DIM,)}
+    return (
+        shapes()
+        | last
+        | {
+            "vocab_proj.weight": (DIM, 2 * DIM),
+            "vocab_proj.bias": (DIM,),
+            "energy_head.0.weight": (DIM, DIM),
+            "energy_head.0.bias": (DIM,),
+            "energy_head.2.weight": (1, DIM),
+        }
+    )
+
+
+def tensors(causal=False, prefix="", seed=0, wanted=None):
     random = torch.Generator().manual_seed(seed)
     made = {
         prefix + name: 0.4 * torch.randn(shape, generator=random)
-        for name, shape in shapes(causal).items()
+        for name, shape in (wanted or shapes(causal)).items()
     }
     half = DIM // HEADS // 2
     made[f"{prefix}rotary_emb.inv_freq"] = 10_000.0 ** -(torch.arange(half) / half)
@@ -112,10 +128,23 @@ def attend(qkv, causal):
 def restated(w, tokens, sigma=None, causal=False):
     """Logits [B, L, V] of the network in float64; sigma [B] is 0 by default."""
     w = {name: tensor.double() for name, tensor in w.items()}
-    x = w["vocab_embed.embedding"][tokens]
+    return through(w, w["vocab_embed.embedding"][tokens], sigma, causal)
+
+
+def restated_energy(w, x0, xt, sigma=None):
+    """Energies [B] in float64 of x0 and xt [B, L], as EDLM's code computes them."""
+    w = {name: tensor.double() for name, tensor in w.items()}
+    both = torch.cat([w["vocab_embed.embedding"][tokens] for tokens in (xt, x0)], -1)
+    x = through(w, F.linear(both, w["vocab_proj.weight"], w["vocab_proj.bias"]), sigma)
+    inner = F.linear(x.mean(1), w["energy_head.0.weight"], w["energy_head.0.bias"])
+    return F.linear(inner.relu(), w["energy_head.2.weight"])[:, 0]
+
+
+def through(w, x, sigma=None, causal=False):
+    """Blocks and last layer on x [B, L, D], of weights in float64."""
     c = None
     if not causal:
-        sigma = torch.zeros(len(tokens)) if sigma is None else sigma
+        sigma = torch.zeros(len(x)) if sigma is None else sigma
         angle = sigma.double()[:, None] * torch.exp(
             -math.log(10_000) * torch.arange(128).double() / 128
         )

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from mdlm_layouts import BARE_CONFIG, HUB_CONFIG, MASK, save, tensors
+from mdlm_layouts import BARE_CONFIG, HUB_CONFIG, MASK, energy_shapes, save, tensors
 from tiny_llama import save_tiny_llama
 
 from edlm_engine import cli
@@ -46,6 +46,23 @@ def test_convert_and_generate(capsys, hub, tmp_path):
     assert json.loads(run(capsys, "generate", *again, *quick)[1])["tokens"] == wanted["tokens"]
     status, out, _ = run(capsys, "convert", tmp_path / "ar", tmp_path / "own")
     assert out == f"left to right: edlm generate --energy {tmp_path / 'own'}\n"
+
+
+def test_a_learned_energy(capsys, hub, tmp_path):
+    save(tmp_path / "energy", HUB_CONFIG, tensors(prefix="ebm.", wanted=energy_shapes()))
+    quick = ["--model", hub, "--energy", "nce", "--steps", "3", "--candidates", "2", "--json"]
+    wanted = json.loads(run(capsys, "generate", *quick)[1])
+    assert wanted["mean_ess"] > 1
+    status, out, _ = run(capsys, "convert", tmp_path / "energy", tmp_path / "own")
+    assert out == f"energy: edlm generate --energy {tmp_path / 'own'}\n"
+    again = [*quick, "--energy", tmp_path / "own"]
+    assert json.loads(run(capsys, "generate", *again)[1])["tokens"] == wanted["tokens"]
+    # Text is scored by the AR model beside the denoiser, for the energy gives no probabilities.
+    status, _, err = run(capsys, "evaluate", *quick, "--num", "2")
+    assert status == 2 and 'energy="ar" means the AR model beside' in err
+    save(tmp_path / "ar", BARE_CONFIG, tensors(causal=True))
+    scores = json.loads(run(capsys, "evaluate", *quick, "--num", "2")[1])
+    assert scores["with_energy"]["energy_evaluations"] > 0 and scores["gain"] != 0
 
 
 def test_what_cannot_be_converted(capsys, tmp_path):

@@ -654,8 +654,6 @@ def test_from_pretrained_compiles_the_backbones(folder, monkeypatch):
 def test_from_pretrained_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model at .*nowhere"):
         Engine.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r'energy must be "ar", "coar", .* got "nce"'):
-        Engine.from_pretrained(energy="nce")
     for dtype in ("float33", torch.int64):
         with pytest.raises(TypeError, match=f"dtype must be None, a floating.* got {dtype!r}"):
             Engine.from_pretrained(dtype=dtype)

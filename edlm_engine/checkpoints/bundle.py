@@ -12,14 +12,21 @@ from edlm_engine.checkpoints.files import ASSETS, BUNDLED, TOKENIZER
 from edlm_engine.checkpoints.hub import Source, locate
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
 from edlm_engine.checkpoints.native import Model, load_model
-from edlm_engine.checkpoints.registry import Format, Request, find_format, is_scorer
+from edlm_engine.checkpoints.registry import (
+    Format,
+    Request,
+    find_format,
+    is_energy,
+    is_scorer,
+)
 from edlm_engine.checkpoints.tokenizer import Tokenizer, require_same_tokens
 from edlm_engine.execution.dtype import fast_dtype
 from edlm_engine.models import AutoregressiveTransformer, CausalLMScorer, DiT
 
 # Pairs that come with the package, by name: their base weights are found on the machine.
 NAMED_PAIRS = ("smollm2",)
-BESIDE = ("ar", "coar")
+# Energies beside a denoiser -> the folder they lie in.
+BESIDE = {"ar": "ar", "coar": "ar", "nce": "energy"}
 # Formats whose vocabulary is that of the tokenizer, with the mask or without; others are padded.
 EXACT = ("native", "mdlm", "lightning")
 
@@ -28,11 +35,12 @@ Scorer = AutoregressiveTransformer | CausalLMScorer
 
 @dataclass(frozen=True)
 class Bundle:
-    """What belongs together for sampling; `ar` is the model behind an AR energy."""
+    """What belongs together for sampling; `ar` and `nce` are the models behind such energies."""
 
     denoiser: Any  # a Denoiser
     ar: Any  # an AutoregressiveModel, or None
     tokenizer: Tokenizer | None
+    nce: Any = None  # an EnergyModel, or None
 
 
 def load_denoiser(
@@ -65,21 +73,33 @@ def load_scorer(
 ) -> Any:
     """`load_ar` as a `Request` says; with `mask_id` that token is left out of what it predicts."""
     place = locate(name, source)
+    model = load_energy(place, request, mask_id)
+    if not is_scorer(model):
+        raise _no_scorer(place, model)
+    return model
+
+
+def load_energy(place: Path, request: Request, mask_id: int | None = None) -> Any:
+    """The model behind an energy: left to right, or the network of an NCE energy."""
     format = find_format(place)
     if request.device_map is not None and format.name != "causal-lm":
         raise ValueError(
             "device_map is only for an energy that is a causal language model of transformers, "
             f"{place} is {format.name}"
         )
-    model = format.load(place, replace(request, mask_id=None)).model
-    if not is_scorer(model):
-        raise ValueError(
-            f"{place} must hold a left-to-right model, got a {type(model).__name__}: "
-            "an energy scores whole sequences"
-        )
+    model = format.load(place, replace(request, mask_id=None, energy=True)).model
+    if not (is_scorer(model) or is_energy(model)):
+        raise _no_scorer(place, model)
     if isinstance(model, CausalLMScorer) and model.forbidden_id < 0 and mask_id is not None:
         model.forbidden_id = mask_id if mask_id < model.vocab_size else -1
     return model
+
+
+def _no_scorer(place: Path, model: Any) -> ValueError:
+    return ValueError(
+        f"{place} must hold a left-to-right model, got a {type(model).__name__}: "
+        "an energy scores whole sequences"
+    )
 
 
 def _expect(model: Model, wanted: type, directory: str | Path) -> Any:
@@ -97,10 +117,11 @@ def load_bundle(
 ) -> Bundle:
     """A denoiser in any format with its tokenizer and the AR model of its energy.
 
-    `path` is a folder with denoiser/ and perhaps ar/ and tokenizer.json, or the place of a denoiser
-    with perhaps a tokenizer (see `locate`); None is the bundled model. `energy` is "ar" or "coar"
-    for the AR model beside the denoiser, the place of another one ("./ar" for one of that name in
-    the working directory), or None; "default" is "ar" for the bundled model and None elsewhere.
+    `path` is a folder with denoiser/ and perhaps ar/, energy/ and tokenizer.json, or the place of a
+    denoiser with perhaps a tokenizer (see `locate`); None is the bundled model. `energy` is "ar" or
+    "coar" for the AR model beside the denoiser, "nce" for the NCE energy beside it or in the same
+    checkpoint of EDLM, the place of another of either ("./ar" for one of that name in the working
+    directory), or None; "default" is "ar" for the bundled model and None elsewhere.
     Raises as `locate` and `find_format` do, and ValueError for files that do not fit, a tokenizer
     of another size than the denoiser has, or one whose tokens are not those of the energy's own.
     """
@@ -145,11 +166,12 @@ def load_pair(
         raise ValueError(f"base is only for adapted models, {path or 'the bundled one'} is none")
     if energy == "default":
         energy = "ar" if path is None or adapted else None
-    with_ar = energy in BESIDE
+    with_ar = energy in ("ar", "coar")
     scorer: Path | None = None
     if energy is not None and not (with_ar and adapted):
         searched = None if source is None else replace(source, subfolder=None, revision=None)
-        scorer = _beside(root, format, str(energy)) if with_ar else locate(energy, searched)
+        near = energy in BESIDE
+        scorer = _beside(root, format, str(energy)) if near else locate(energy, searched)
     if request.device_map is not None and scorer is None:
         raise ValueError(
             "device_map is only for an energy that is a causal language model of transformers, "
@@ -169,7 +191,10 @@ def load_pair(
         tokenizer = find_tokenizer(scorer)
     ignored = {denoiser.mask_id, *getattr(denoiser, "never_drawn", ())}
     require_same_tokens(files, scorer / TOKENIZER, ignored)
-    return Bundle(denoiser, load_scorer(scorer, request, mask_id=denoiser.mask_id), tokenizer)
+    model = load_energy(scorer, request, denoiser.mask_id)
+    if is_energy(model):
+        return Bundle(denoiser, None, tokenizer, model)
+    return Bundle(denoiser, model, tokenizer)
 
 
 def _root(path: str | Path | None, source: Source | None) -> Path:
@@ -180,20 +205,24 @@ def _root(path: str | Path | None, source: Source | None) -> Path:
     return locate(path, source)
 
 
-def beside(root: Path, format: Format) -> list[Path]:
-    """Where the AR model of a denoiser may lie: inside, or in the next folder as others publish."""
+def beside(root: Path, format: Format, folder: str = "ar") -> list[Path]:
+    """Where an energy of a denoiser may lie: inside, or in the next folder as others publish."""
     own = format.name in ("native", "adapted")
-    return [root / "ar"] if own else [root / "ar", root.parent / "ar"]
+    return [root / folder] if own else [root / folder, root.parent / folder]
 
 
 def _beside(root: Path, format: Format, energy: str) -> Path:
-    places = beside(root, format)
+    folder = BESIDE[energy]
+    places = beside(root, format, folder)
     for place in places:
         if place.is_dir():
             return place
+    if energy == "nce" and format.name == "lightning":
+        return root  # EDLM keeps both in one checkpoint
+    what = "AR model" if folder == "ar" else "NCE energy"
     raise FileNotFoundError(
-        f'no model at {" or ".join(map(str, places))}, where energy="{energy}" means the AR model '
-        'beside the denoiser: give the folder of one ("./ar" for one of that name here), '
+        f'no model at {" or ".join(map(str, places))}, where energy="{energy}" means the {what} '
+        f'beside the denoiser: give the folder of one ("./{folder}" for one of that name here), '
         "or put both together by `edlm bundle`"
     )
 
@@ -210,6 +239,10 @@ def _require_size(tokenizer: Tokenizer, denoiser: Any, path: Path, format: Forma
 
 
 def _require_denoiser(model: Any, place: Path, format: Format) -> None:
+    if is_energy(model):
+        raise ValueError(
+            f"{place} must hold a denoiser, it is an NCE energy: give it as the energy"
+        )
     if is_scorer(model):
         raise ValueError(
             f"{place} must hold a denoiser, it is a left-to-right model ({format.name}): give it "

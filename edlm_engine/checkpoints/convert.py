@@ -9,24 +9,24 @@ from edlm_engine.checkpoints.files import TOKENIZER
 from edlm_engine.checkpoints.hub import Source, locate
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
 from edlm_engine.checkpoints.native import save_model
-from edlm_engine.checkpoints.registry import Request, find_format, is_scorer
+from edlm_engine.checkpoints.registry import Request, find_format, is_energy, is_scorer
 from edlm_engine.checkpoints.save import native_form
 
 
 def convert(
     source: str | Path, target: str | Path, look: Source | None = None, **options: Any
 ) -> str:
-    """Write the model at `source` to the folder `target`; returns "denoiser" or "left to right".
+    """Write the model at `source` to the folder `target`, and return what it is.
 
-    A folder that holds denoiser/ and perhaps ar/ becomes such a folder. Weights keep their dtypes,
-    and a tokenizer.json comes along. `look` says how to look for it, `options` are fields of
-    `Request`. Raises ValueError, by name, for networks that are not this project's own, and for a
-    target that is not empty.
+    That is "denoiser", "left to right" or "energy". A folder that holds denoiser/ and perhaps ar/
+    and energy/ becomes such a folder. Weights keep their dtypes, and a tokenizer.json comes along.
+    `look` says how to look for it, `options` are fields of `Request`. Raises ValueError, by name,
+    for networks that are not this project's own, and for a target that is not empty.
     """
     root, target = locate(source, look), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} must be a new or empty folder")
-    parts = {"denoiser": root / "denoiser", "ar": root / "ar"}
+    parts = {name: root / name for name in ("denoiser", "ar", "energy")}
     if not parts["denoiser"].is_dir():
         parts = {"": root}
     read = {
@@ -41,4 +41,6 @@ def convert(
     tokenizer = find_tokenizer(root) or first.tokenizer
     if tokenizer is not None:
         tokenizer.save(target / TOKENIZER)
+    if is_energy(first.model):
+        return "energy"
     return "left to right" if is_scorer(first.model) else "denoiser"

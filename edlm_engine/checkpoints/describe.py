@@ -8,7 +8,7 @@ from typing import Any
 from edlm_engine.checkpoints.bundle import beside
 from edlm_engine.checkpoints.hub import Source, locate
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
-from edlm_engine.checkpoints.registry import Format, Request, find_format, is_scorer
+from edlm_engine.checkpoints.registry import Format, Request, find_format, is_energy, is_scorer
 
 GIB = 2**30
 
@@ -31,9 +31,15 @@ def describe(name: str | Path, source: Source | None = None, **options: Any) -> 
     facts |= _model(loaded.model) | {"missing": "nothing"}
     tokenizer = loaded.tokenizer or find_tokenizer(root)
     facts["tokenizer"] = "none" if tokenizer is None else f"{tokenizer.vocab_size} tokens"
-    if not is_scorer(loaded.model):
+    if facts["kind"] == "denoiser":
         facts["energies"] = _energies(root, format, _largest_drawn(loaded.model))
     return facts
+
+
+def _kind(model: Any) -> str:
+    if is_energy(model):
+        return "NCE energy"
+    return "left to right" if is_scorer(model) else "denoiser"
 
 
 def _model(model: Any) -> dict[str, Any]:
@@ -41,7 +47,7 @@ def _model(model: Any) -> dict[str, Any]:
     number = sum(p.numel() for p in parameters)
     stored = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
     facts: dict[str, Any] = {
-        "kind": "left to right" if is_scorer(model) else "denoiser",
+        "kind": _kind(model),
         "class": type(model).__name__,
         "parameters": number,
         "stored as": ", ".join(stored),
@@ -66,12 +72,16 @@ def _largest_drawn(denoiser: Any) -> int:
 
 
 def _energies(root: Path, format: Format, largest: int) -> dict[str, str]:
-    """What an energy must know, and whether the AR models beside the denoiser do."""
+    """What an energy must know, and whether the models beside the denoiser do."""
     facts = {"needed": f"a left-to-right model of the same tokens, 0 to {largest}"}
-    for place in beside(root, format):
-        if place.is_dir():
+    places = [*beside(root, format), *beside(root, format, "energy")]
+    for place in [*places, root]:  # a checkpoint of EDLM holds its energy itself
+        if place.exists():
             try:
-                known = find_format(place).load(place, Request(device="meta")).model.vocab_size
+                model = find_format(place).load(place, Request(device="meta", energy=True)).model
+                if place == root and not is_energy(model):
+                    continue
+                known = model.vocab_size
                 facts[str(place)] = "fits" if known > largest else f"knows {known} tokens only"
             except (ValueError, FileNotFoundError, ImportError) as error:
                 facts[str(place)] = str(error)

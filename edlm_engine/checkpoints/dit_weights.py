@@ -1,4 +1,4 @@
-"""The networks of MDLM from tensors of its names, which are ours: diffusion or left to right."""
+"""The networks of MDLM and EDLM from tensors of their names, which are ours."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from torch import Tensor
 
 from edlm_engine.checkpoints.registry import Request
 from edlm_engine.checkpoints.weights import REMEDY, check_names, check_shapes
-from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.models import (
+    ARConfig,
+    AutoregressiveTransformer,
+    DiT,
+    DiTConfig,
+    EnergyConfig,
+    EnergyTransformer,
+)
 from edlm_engine.models.layers import TIED_HEAD, Rotary, cast_parameters
 
-PREFIX = "backbone."
+Model = DiT | AutoregressiveTransformer | EnergyTransformer
+
+PREFIXES = ("backbone.", "ebm.")
 FREQUENCIES = "rotary_emb.inv_freq"
 EMBEDDING = "vocab_embed.embedding"
 
@@ -34,18 +43,19 @@ class Sizes:
 
 
 def strip_prefix(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
-    """Names without "backbone.", which all of them have or none, and what was taken off."""
-    inside = {name.removeprefix(PREFIX): t for name, t in tensors.items() if name[:9] == PREFIX}
-    if inside and len(inside) < len(tensors):
-        others = {name for name in tensors if not name.startswith(PREFIX)}
-        check_names("weights", set(), others, path, f"all must start with {PREFIX!r}; {REMEDY}")
-    return (inside, PREFIX) if inside else (tensors, "")
+    """Names without one of `PREFIXES`, which all of them have or none, and what was taken off."""
+    for prefix in PREFIXES:
+        others = {name for name in tensors if not name.startswith(prefix)}
+        if len(others) < len(tensors):
+            check_names("weights", set(), others, path, f"all must start with {prefix!r}; {REMEDY}")
+            return {name.removeprefix(prefix): t for name, t in tensors.items()}, prefix
+    return tensors, ""
 
 
 def build(
     tensors: dict[str, Tensor], path: Path, sizes: Sizes, mask_id: int | None, prefix: str = ""
-) -> DiT | AutoregressiveTransformer:
-    """The model that the tensors are, in their dtypes; without adaLN it is left to right.
+) -> Model:
+    """The model that the tensors are, in their dtypes: see `empty`.
 
     mask_id: the mask token, None for the last row. prefix: of the names in the file, for messages.
     Raises ValueError naming each tensor that is missing, unexpected or misshapen.
@@ -69,10 +79,11 @@ def build(
     return model.eval()
 
 
-def empty(
-    tensors: dict[str, Tensor], path: Path, sizes: Sizes, mask_id: int | None
-) -> DiT | AutoregressiveTransformer:
-    """The model without memory for its weights."""
+def empty(tensors: dict[str, Tensor], path: Path, sizes: Sizes, mask_id: int | None) -> Model:
+    """The model without memory for its weights.
+
+    Without adaLN it is left to right; with an energy head, the network of an NCE energy.
+    """
     if EMBEDDING not in tensors or tensors[EMBEDDING].dim() != 2:
         check_names("weights", {EMBEDDING}, set(tensors) - {EMBEDDING}, path, REMEDY)
     rows, width = tensors[EMBEDDING].shape
@@ -95,22 +106,24 @@ def empty(
             if causal:
                 return AutoregressiveTransformer(ARConfig(**common, forbidden_id=mask_id))
             time = {"time_conditioning": sizes.time_conditioning}
-            cond_dim = 128 if cond is None else len(cond)
-            return DiT(DiTConfig(**common, **time, mask_id=mask_id, cond_dim=cond_dim))
+            common |= {"mask_id": mask_id, "cond_dim": 128 if cond is None else len(cond), **time}
+            if any(name.startswith("energy_head.") for name in tensors):
+                return EnergyTransformer(EnergyConfig(**common | {"tie_word_embeddings": False}))
+            return DiT(DiTConfig(**common))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def finish(model: DiT | AutoregressiveTransformer, request: Request):
+def finish(model: Model, request: Request):
     """Folded if wanted, in the dtypes and on the device that are wanted."""
     done: Any = model
-    if isinstance(model, DiT) and request.fold and not model.config.time_conditioning:
-        done = model.float().folded()  # 16-bit products would round what is folded
+    foldable = isinstance(model, DiT | EnergyTransformer) and not model.config.time_conditioning
+    if foldable and request.fold:
+        done = done.float().folded()  # 16-bit products would round what is folded
     if request.head is not None:
-        for part in (done.vocab_embed, done.output_layer):
-            cast_parameters(part, request.head)
-        if isinstance(done, DiT):
-            cast_parameters(done.sigma_map, request.head)
+        for part in done.children():
+            if part is not done.blocks:
+                cast_parameters(part, request.head)
     if request.blocks is not None:
         cast_parameters(done.blocks, request.blocks)
     return done.to(request.device).eval()

@@ -37,6 +37,7 @@ WHOLE = (
     "adapter_*",
     "denoiser/*",
     "ar/*",
+    "energy/*",
 )
 PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 FILES = "config.json, model.safetensors (or its shards with their index) and tokenizer.json"

@@ -13,12 +13,23 @@ from torch import Tensor
 
 from edlm_engine.checkpoints.files import CONFIG, WEIGHTS, read_json, write_json
 from edlm_engine.checkpoints.weights import check_names, check_shapes, read_weights
-from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.models import (
+    ARConfig,
+    AutoregressiveTransformer,
+    DiT,
+    DiTConfig,
+    EnergyConfig,
+    EnergyTransformer,
+)
 from edlm_engine.models.layers import TIED_HEAD
 
-ARCHITECTURES = {"dit": (DiTConfig, DiT), "ar": (ARConfig, AutoregressiveTransformer)}
+ARCHITECTURES = {
+    "dit": (DiTConfig, DiT),
+    "ar": (ARConfig, AutoregressiveTransformer),
+    "nce": (EnergyConfig, EnergyTransformer),
+}
 
-Model = DiT | AutoregressiveTransformer
+Model = DiT | AutoregressiveTransformer | EnergyTransformer
 
 
 def save_model(model: Model, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -29,7 +40,8 @@ def save_model(model: Model, directory: str | Path, *, dtype: torch.dtype | None
     architecture = next((a for a, (_, cls) in ARCHITECTURES.items() if type(model) is cls), None)
     if architecture is None:
         raise ValueError(
-            f"model must be a DiT or an AutoregressiveTransformer, got {type(model).__name__}; "
+            "model must be a DiT, an AutoregressiveTransformer or an EnergyTransformer, "
+            f"got {type(model).__name__}; "
             "a folded denoiser has no layout on disk, load it unfolded to save it"
         )
     directory = Path(directory)

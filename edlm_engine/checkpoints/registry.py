@@ -40,6 +40,7 @@ class Request:
         keeps the stored ones.
     fold: put a constant modulation into the weights where that can be.
     base: where the base of an adapted model lies. with_ar: bring it as the AR model.
+    energy: of a training checkpoint that holds both, the NCE energy is wanted, not its denoiser.
     weights: of a training checkpoint, "ema" or "raw".
     mask_id: the mask token, for layouts that do not name it; None reads or infers it.
     """
@@ -51,6 +52,7 @@ class Request:
     fold: bool = False
     base: str | Path | None = None
     with_ar: bool = False
+    energy: bool = False
     weights: Literal["ema", "raw"] = "ema"
     mask_id: int | None = None
 
@@ -65,9 +67,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a format gives: a denoiser or a left-to-right model, and what lay beside it."""
+    """What a format gives: a denoiser, left-to-right model or energy, and what lay beside it."""
 
-    model: Any  # a Denoiser or an AutoregressiveModel, in eval mode
+    model: Any  # a Denoiser, an AutoregressiveModel or an EnergyModel, in eval mode
     tokenizer: Any = None
     ar: Any = None
 
@@ -126,3 +128,8 @@ def config_of(place: Path) -> dict[str, Any]:
 def is_scorer(model: Any) -> bool:
     """Whether a model is left to right, and so an energy, and not a denoiser."""
     return hasattr(model, "first_position")
+
+
+def is_energy(model: Any) -> bool:
+    """Whether a model is the network of an NCE energy."""
+    return hasattr(model, "energies")

@@ -89,10 +89,10 @@ class DiTBlock(Block):
 
 
 class DiTOutput(Output):
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, width: int) -> None:
         super().__init__()
         self.norm_final = LayerNorm(config.hidden_dim)
-        self.linear = nn.Linear(config.hidden_dim, config.vocab_size)
+        self.linear = nn.Linear(config.hidden_dim, width)
         self.adaLN_modulation = modulation(config.cond_dim, 2 * config.hidden_dim)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class DiT(Transformer):
         self.sigma_map = SigmaEmbedding(config.cond_dim)
         self.rotary_emb = Rotary(config.hidden_dim // config.n_heads)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.n_blocks))
-        self.output_layer = DiTOutput(config)
+        self.output_layer = DiTOutput(config, config.vocab_size)
         nn.init.zeros_(self.output_layer.linear.bias)
         self.tie_head()
 

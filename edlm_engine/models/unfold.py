@@ -1,4 +1,4 @@
-"""A folded denoiser as a `DiT` again, so that it can be written to disk."""
+"""A folded denoiser or energy unfolded again, so that it can be written to disk."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import torch
 from torch import Tensor
 
 from edlm_engine.models.dit import DiT, FoldedDiT
+from edlm_engine.models.energy import EnergyTransformer, FoldedEnergy
 
 
 @torch.no_grad()
-def unfolded(model: FoldedDiT) -> DiT:
-    """A `DiT` of the same function, which shares the folded one's weights.
+def unfolded(model: FoldedDiT | FoldedEnergy) -> DiT | EnergyTransformer:
+    """A network of the same function, which shares the folded one's weights.
 
     Its modulation is a constant: shifts are the folded norms' biases, scales 0 and gates 1. Nothing
     depends on the noise level, as in the model that was folded.
     """
     with torch.device("meta"):
-        made = DiT(model.config)
+        made: DiT | EnergyTransformer
+        if isinstance(model, FoldedEnergy):
+            made = EnergyTransformer(model.config)
+        else:
+            made = DiT(model.config)
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if "norm" not in name or not name.endswith(".bias"):

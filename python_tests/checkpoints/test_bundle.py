@@ -4,10 +4,21 @@ import pytest
 import torch
 from graph_models import denoiser, scorer
 
+from edlm_engine import Engine, GenerationConfig, NCEEnergy
 from edlm_engine.checkpoints.bundle import load_ar, load_bundle, load_denoiser
+from edlm_engine.checkpoints.convert import convert
+from edlm_engine.checkpoints.describe import describe
 from edlm_engine.checkpoints.native import save_model
 from edlm_engine.checkpoints.tokenizer import Tokenizer
-from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.models import (
+    ARConfig,
+    AutoregressiveTransformer,
+    DiT,
+    DiTConfig,
+    EnergyConfig,
+    EnergyTransformer,
+)
+from edlm_engine.models.energy import FoldedEnergy
 
 
 def test_kinds_are_not_confused(tmp_path):
@@ -27,6 +38,8 @@ def bundle_folder(tmp_path):
     save_model(DiT(DiTConfig(vocab_size=261, mask_id=260, **sizes)), tmp_path / "denoiser")
     ar = AutoregressiveTransformer(ARConfig(vocab_size=260, bos_id=0, **sizes))
     save_model(ar, tmp_path / "ar")
+    nce = EnergyTransformer(EnergyConfig(vocab_size=261, mask_id=260, **sizes))
+    save_model(nce, tmp_path / "energy")
     return tmp_path
 
 
@@ -39,6 +52,41 @@ def test_bundle_of_three_parts(bundle_folder):
     other = load_bundle(bundle_folder / "denoiser", energy=bundle_folder / "ar")
     assert other.tokenizer is None and other.ar.bos_id == 0
     assert load_bundle(bundle_folder, dtype=torch.bfloat16).denoiser.head[0].dtype == torch.bfloat16
+
+
+def test_a_learned_energy_beside_the_denoiser_or_elsewhere(bundle_folder):
+    for path, energy in (
+        (bundle_folder, "nce"),
+        (bundle_folder / "denoiser", bundle_folder / "energy"),
+    ):
+        whole = load_bundle(path, energy=energy)
+        assert type(whole.nce) is EnergyTransformer and whole.ar is None
+        engine = Engine.from_pretrained(path, energy=energy)
+        assert type(engine.energy) is NCEEnergy and type(engine.energy.model) is FoldedEnergy
+    engine.save_pretrained(bundle_folder / "out")
+    names = sorted(path.name for path in (bundle_folder / "out").iterdir())
+    assert names == ["denoiser", "energy"]
+    config = GenerationConfig(steps=4, num_candidates=3)
+    again = Engine.from_pretrained(bundle_folder / "out", energy="nce")
+    ran = [e.generate(2, config=config, seed=3).sequences for e in (engine, again)]
+    assert torch.equal(*ran)
+    convert(bundle_folder, bundle_folder / "converted")
+    assert load_bundle(bundle_folder / "converted", energy="nce").nce is not None
+    assert convert(bundle_folder / "energy", bundle_folder / "one") == "energy"
+    facts = describe(bundle_folder)["energies"]
+    assert facts[str(bundle_folder / "energy")] == "fits"
+    assert describe(bundle_folder / "energy")["kind"] == "NCE energy"
+
+
+def test_a_learned_energy_that_is_not_there_or_no_energy(bundle_folder):
+    with pytest.raises(ValueError, match="must hold a denoiser, it is an NCE energy"):
+        load_bundle(bundle_folder / "energy")
+    with pytest.raises(ValueError, match="must hold a left-to-right model, got a EnergyTransf"):
+        load_ar(bundle_folder / "energy")
+    with pytest.raises(FileNotFoundError, match=r"denoiser/energy, .* means the NCE energy beside"):
+        load_bundle(bundle_folder / "denoiser", energy="nce")
+    with pytest.raises(ValueError, match="device_map is only for an energy that is a causal"):
+        Engine.from_pretrained(bundle_folder, energy="nce", device_map="cpu")
 
 
 def test_bundle_errors(bundle_folder, tmp_path):

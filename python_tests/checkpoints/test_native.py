@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edlm_engine.checkpoints.native import load_model, save_model
-from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.models import (
+    ARConfig,
+    AutoregressiveTransformer,
+    DiT,
+    DiTConfig,
+    EnergyConfig,
+    EnergyTransformer,
+)
 
 SIZES = {"length": 8, "hidden_dim": 16, "n_blocks": 2, "n_heads": 2}
 
@@ -177,3 +184,21 @@ def test_a_folded_denoiser_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="a folded denoiser has no layout on disk"):
         save_model(dit().folded(), tmp_path / "folded")
     assert not (tmp_path / "folded").exists()
+
+
+def test_an_energy_round_trip_is_exact(tmp_path):
+    config = EnergyConfig(vocab_size=11, mask_id=10, cond_dim=4, **SIZES, pad_id=3)
+    model = EnergyTransformer(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    save_model(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "nce"
+    again = load_model(tmp_path)
+    assert type(again) is EnergyTransformer and again.config == config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    given = tokens(6).view(3, 2, 8), tokens(), torch.zeros(3)
+    torch.testing.assert_close(again.energies(*given), model.energies(*given), rtol=1e-5, atol=0)
+    edit_weights(tmp_path, lambda t: t.pop("energy_head.2.weight"))
+    with pytest.raises(ValueError, match=r"missing weights \['energy_head.2.weight'\]"):
+        load_model(tmp_path)

@@ -1,4 +1,4 @@
-"""Training checkpoints of MDLM and EDLM (Lightning .ckpt): diffusion and left to right.
+"""Training checkpoints of MDLM and EDLM (Lightning .ckpt): diffusion, left to right, NCE energy.
 
 The file is a pickle. Besides tensors it holds the run's configuration and tokenizer as objects of
 other libraries; these are read as inert stand-ins, by an allow-list of those libraries, and any
@@ -17,13 +17,15 @@ from edlm_engine.checkpoints.dit_weights import Sizes, build, empty, finish, str
 from edlm_engine.checkpoints.formats.mdlm import refuse
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
 from edlm_engine.checkpoints.registry import Loaded, Request
-from edlm_engine.checkpoints.weights import REMEDY, load_restricted
+from edlm_engine.checkpoints.weights import REMEDY, check_names, load_restricted
 
 KINDS: tuple[type, ...] = (dict, list, set, tuple, int, str, float, bool, bytes)
 PLAIN = {f"builtins.{kind.__name__}": kind for kind in KINDS}
 # Libraries whose objects lie in such files. Nothing of them is imported.
 STAND_IN_ROOTS = ("omegaconf", "transformers", "tokenizers", "typing", "collections", "pathlib")
 PARAMETERIZATIONS = {"subs": False, "ar": True}  # -> left to right
+ENERGY, TWICE = "ebm.", "backbone.ebm."
+LEARNED = ("hf_dit", "dit")  # what the energy of such a run is
 
 
 class StandIn:
@@ -58,10 +60,15 @@ class Lightning:
         tensors = content["state_dict"]
         if request.meta:
             tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
-        if any(name.startswith("ebm.") for name in tensors):
-            raise ValueError(f"{place} is an NCE energy of EDLM, which is not among the formats")
-        tensors, prefix = strip_prefix(tensors, place)
-        if request.weights == "ema":
+        averaged = request.weights == "ema"
+        if any(name.startswith(ENERGY) for name in tensors):
+            if request.energy:
+                _require_learned(config, place)
+            tensors, prefix = _part(tensors, request.energy, place)
+            averaged &= request.energy  # the denoiser was frozen, and has no others
+        else:
+            tensors, prefix = strip_prefix(tensors, place)
+        if averaged:
             tensors = _averaged(tensors, content.get("ema"), sizes, request.mask_id, place)
         model = build(tensors, place, sizes, request.mask_id, prefix)
         if causal != hasattr(model, "first_position"):
@@ -70,6 +77,33 @@ class Lightning:
                 f"its weights are those of the other; {REMEDY}"
             )
         return Loaded(finish(model, request), find_tokenizer(place.parent))
+
+
+def _require_learned(config: dict[str, Any], path: Path) -> None:
+    if (kind := config.get("ebm_backbone", "hf_dit")) not in LEARNED:
+        raise ValueError(
+            f"{path}: ebm_backbone must be one of {list(LEARNED)}, a learned energy, got {kind!r}: "
+            "give the denoiser and the AR model of that run apart"
+        )
+
+
+def _part(tensors: dict[str, Tensor], energy: bool, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The energy or the denoiser of a checkpoint of EDLM, and the prefix taken off its names.
+
+    The energy stands there twice, as a part of the run and as one of the denoiser, which is the
+    hub's class with a prefix of its own.
+    """
+    groups: dict[str, dict[str, Tensor]] = {ENERGY: {}, TWICE: {}, "": {}}
+    for name, tensor in tensors.items():
+        prefix = next(prefix for prefix in groups if name.startswith(prefix))
+        groups[prefix][name.removeprefix(prefix)] = tensor
+    if groups[TWICE]:
+        check_names("energy weights", set(groups[ENERGY]), set(groups[TWICE]), path, REMEDY)
+    if energy:
+        return groups[ENERGY], ENERGY
+    once, outer = strip_prefix(groups[""], path)
+    twice, inner = strip_prefix(once, path)
+    return twice, outer + inner
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -5,10 +5,20 @@ import types
 
 import pytest
 import torch
-from mdlm_layouts import BARE_CONFIG, LENGTH, MASK, restated, shapes, tensors
+from mdlm_layouts import (
+    BARE_CONFIG,
+    LENGTH,
+    MASK,
+    energy_shapes,
+    restated,
+    restated_energy,
+    shapes,
+    tensors,
+)
 
 from edlm_engine import Engine, GenerationConfig
 from edlm_engine.checkpoints.bundle import load_ar, load_bundle, load_for_sampling
+from edlm_engine.checkpoints.describe import describe
 from edlm_engine.checkpoints.registry import Request
 from edlm_engine.models import AutoregressiveTransformer, DiT
 
@@ -151,10 +161,79 @@ def test_averages_are_checked_by_count_and_shape(write):
         Request(weights="best")
 
 
-def test_an_energy_of_edlm_is_named(write):
-    both = tensors(prefix=PREFIX) | tensors(prefix="ebm.")
-    with pytest.raises(ValueError, match="is an NCE energy of EDLM"):
-        load_bundle(write(state_dict=both))
+@pytest.fixture
+def write_energy(write):
+    """A run of EDLM: its frozen denoiser, and its energy by two names."""
+
+    def write_energy(frozen=PREFIX * 2, config=CONFIG, without=(), **changes):
+        averaged = tensors(wanted=energy_shapes(), seed=1)
+        state = tensors(prefix=frozen, seed=2)
+        for prefix in ("backbone.ebm.", "ebm."):
+            state |= tensors(prefix=prefix, wanted=energy_shapes())
+        state = {name: tensor for name, tensor in state.items() if name not in without}
+        shadows = [averaged[name] for name in energy_shapes()]
+        return write(
+            config=config, state_dict=state, **{"ema": {"shadow_params": shadows}} | changes
+        )
+
+    return write_energy
+
+
+def some_candidates():
+    xt = tokens()
+    xt[:, ::2] = MASK
+    drawn = torch.arange(2 * LENGTH).view(2, LENGTH) % MASK
+    return torch.where((xt == MASK)[:, None], drawn, xt[:, None]), xt
+
+
+@pytest.mark.parametrize("frozen", [PREFIX, PREFIX * 2])
+@pytest.mark.parametrize(("weights", "seed"), [("ema", 1), ("raw", 0)])
+@torch.no_grad()
+def test_the_energy_of_edlm_and_its_denoiser(write_energy, frozen, weights, seed):
+    path = write_energy(frozen)
+    engine = Engine.from_pretrained(path, energy="nce", dtype=torch.float32, weights=weights)
+    x0, xt = some_candidates()
+    got = engine.energy(x0, xt, torch.zeros(3, 2), torch.ones(3))
+    w = tensors(wanted=energy_shapes(), seed=seed)
+    wanted = torch.stack([restated_energy(w, x0[:, k], xt) for k in range(2)], 1)
+    torch.testing.assert_close(got, wanted.float(), rtol=0, atol=2e-4)
+    # It was frozen, so it is the same whichever weights are asked for.
+    denoiser = restated(tensors(seed=2), xt).float()
+    torch.testing.assert_close(
+        engine.denoiser.logits(xt, torch.ones(3)), denoiser, rtol=0, atol=2e-4
+    )
+    out = engine.generate(2, config=GenerationConfig(steps=4, num_candidates=3))
+    assert (out.sequences < MASK).all() and (out.energy_evaluations > 0).all()
+    assert Engine.from_pretrained(path, weights=weights).energy is None
+    other = Engine.from_pretrained(path, energy=path, dtype=torch.float32, weights=weights)
+    assert torch.equal(other.energy(x0, xt, torch.zeros(3, 2), torch.ones(3)), got)
+
+
+def test_an_energy_of_edlm_is_described(write_energy):
+    path = write_energy()
+    facts = describe(path)
+    assert facts["kind"] == "denoiser" and facts["energies"][str(path)] == "fits"
+    assert describe(path, energy=True)["kind"] == "NCE energy"
+
+
+@pytest.mark.parametrize("prefix", ["ebm.", "backbone.ebm."])
+def test_damaged_energies_of_edlm_are_named(write_energy, prefix):
+    path = write_energy(without={f"{prefix}vocab_proj.bias"})
+    with pytest.raises(ValueError, match=r"vocab_proj\.bias"):
+        Engine.from_pretrained(path, energy="nce")
+    assert Engine.from_pretrained(write_energy()).energy is None
+
+
+def test_other_energies_of_edlm_are_named(write_energy, write):
+    path = write_energy(config=CONFIG | {"ebm_backbone": "ar"})
+    with pytest.raises(ValueError, match=r"ebm_backbone must be one of .* got 'ar'"):
+        Engine.from_pretrained(path, energy="nce")
+    with pytest.raises(ValueError, match="must hold a left-to-right model, got a FoldedDiT"):
+        Engine.from_pretrained(write(), energy="nce")
+    shadows = [tensors(wanted=energy_shapes())[name] for name in energy_shapes()]
+    path = write_energy(ema={"shadow_params": shadows[1:]})
+    with pytest.raises(ValueError, match=r"must hold 35 tensors, got 34; weights=\"raw\""):
+        Engine.from_pretrained(path, energy="nce")
 
 
 class Harmful:
