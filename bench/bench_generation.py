@@ -149,7 +149,7 @@ def bench_scaling(measure, benchmark, device, dtype, axis, point):
     benchmark.extra_info |= {"axis": axis, "value": value} | facts_of(out)
     if axis == "batch":
         plan = plan_of(engine, value, GenerationConfig(steps=LONG))
-        kinds = released_kinds(engine.denoiser, None, plan, num_candidates=1, window=0.0)
+        kinds = released_kinds(engine.denoiser, None, plan, LONG, num_candidates=1, window=0.0)
         benchmark.extra_info |= {
             "long_nfe": plan.nfe.mean().item(),
             "long_nfe_released": len(kinds[PLAIN_STEP].members),

@@ -39,7 +39,7 @@ def bench_step(measure, benchmark, device, dtype, batch, candidates, window, who
             kinds[steps] = engine_kinds(engine, plan, config)[kind]
         else:
             options = {"num_candidates": candidates, "window": window}
-            kinds[steps] = released_kinds(made.denoiser, made.ar, plan, **options)[kind]
+            kinds[steps] = released_kinds(made.denoiser, made.ar, plan, steps, **options)[kind]
     step = kinds[N].step
     sample = states(kinds[N], plans[N], engine, SETTINGS[batch, candidates, window])
     flops = [

@@ -76,7 +76,7 @@ def _engine_step(engine: Engine, plan: RevealPlan, config: GenerationConfig) -> 
 
     def step(j: int, xt: Tensor) -> None:
         run.xt.copy_(xt)
-        captured = graphs.using(engine._model_graphs())
+        captured = graphs.using(engine.model_graphs())
         with torch.inference_mode(), ops.one_head_workspace(), captured:
             for part in parts(j):
                 run.advance(part)
@@ -85,22 +85,22 @@ def _engine_step(engine: Engine, plan: RevealPlan, config: GenerationConfig) -> 
 
 
 def released_kinds(
-    denoiser, ar, plan: RevealPlan, *, num_candidates: int, window: float
+    denoiser, ar, plan: RevealPlan, steps: int, *, num_candidates: int, window: float
 ) -> dict[str, Kind]:
-    """Steps 1..N of the released algorithm where it reveals what the plan reveals.
+    """Steps 1..N (`steps`) of the released algorithm where it reveals what the plan reveals.
 
     It has one cache for the whole batch: a step takes its probabilities from there unless the step
     before it revealed something in any sequence.
     """
-    times = plan.schedule.times(plan.last_fill - 1).numpy()
-    steps = np.arange(1, len(times))
-    runs_models = (steps == 1) | np.isin(steps - 1, plan.revealed_in)
+    times = plan.schedule.times(steps).numpy()
+    numbers = np.arange(1, steps + 1)
+    runs_models = (numbers == 1) | np.isin(numbers - 1, plan.revealed_in)
     energy = (num_candidates > 1) & (times[:-1] >= 1 - window)
     options = {"num_candidates": num_candidates, "window": window}
     kinds = {ENERGY: runs_models & energy, PLAIN: runs_models & ~energy, CACHED: ~runs_models}
     return {
         kind: Kind(
-            {int(i): np.full(len(plan.revealed_in), i) for i in steps[is_kind]},
+            {int(i): np.full(len(plan.revealed_in), i) for i in numbers[is_kind]},
             float(is_kind.sum()),
             _released_step(denoiser, ar, times, kind == CACHED, options),
         )

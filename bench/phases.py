@@ -14,9 +14,9 @@ from unittest import mock
 
 import torch
 
-from edlm_engine import engine as engine_module
 from edlm_engine import ops
 from edlm_engine.models.denoiser import device_of
+from edlm_engine.sampling import cohort
 
 PHASES = ("denoiser", "head + draw", "energy", "resample", "plan", "everything else")
 
@@ -35,7 +35,7 @@ class PhaseMeter:
     def __enter__(self) -> dict[str, float]:
         denoiser, energy = self.engine.denoiser, self.engine.energy
         self.gained, self.stack, self.active = defaultdict(float), ExitStack(), False
-        self._patch(engine_module, "plan_reveals", "plan")
+        self._patch(cohort, "plan_reveals", "plan")
         self._patch(denoiser, "hidden" if hasattr(denoiser, "hidden") else "logits", "denoiser")
         self._patch(ops, "head_sample_candidates", "head + draw")
         self._patch(ops, "sample_candidates", "head + draw")

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from edlm_engine.engine import Engine
     from edlm_engine.models.denoiser import CallableDenoiser, Denoiser
     from edlm_engine.sampling.config import GenerationConfig
-    from edlm_engine.sampling.run import Generation
+    from edlm_engine.sampling.generation import Generation
+    from edlm_engine.sampling.request import Request
     from edlm_engine.sampling.schedule import LogLinearSchedule
+    from edlm_engine.sampling.session import Finished, Session, SessionFull
 
 __all__ = [
     "ARResidualEnergy",
@@ -22,10 +24,14 @@ __all__ = [
     "Denoiser",
     "Energy",
     "Engine",
+    "Finished",
     "Generation",
     "GenerationConfig",
     "LogLinearSchedule",
     "NCEEnergy",
+    "Request",
+    "Session",
+    "SessionFull",
     "arrays",
     "drop_in",
     "likelihood",
@@ -42,10 +48,14 @@ _HOMES = {
     "Denoiser": "edlm_engine.models.denoiser",
     "Energy": "edlm_engine.energies.protocol",
     "Engine": "edlm_engine.engine",
-    "Generation": "edlm_engine.sampling.run",
+    "Finished": "edlm_engine.sampling.session",
+    "Generation": "edlm_engine.sampling.generation",
     "GenerationConfig": "edlm_engine.sampling.config",
     "LogLinearSchedule": "edlm_engine.sampling.schedule",
     "NCEEnergy": "edlm_engine.energies.nce",
+    "Request": "edlm_engine.sampling.request",
+    "Session": "edlm_engine.sampling.session",
+    "SessionFull": "edlm_engine.sampling.session",
 }
 
 

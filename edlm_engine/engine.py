@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from edlm_engine import ops
 from edlm_engine.checkpoints.bundle import load_for_sampling
 from edlm_engine.checkpoints.hub import Source
 from edlm_engine.checkpoints.hub_tokenizer import load_tokenizer
@@ -20,19 +19,19 @@ from edlm_engine.checkpoints.save import save_pair
 from edlm_engine.energies.nce import NCEEnergy
 from edlm_engine.energies.protocol import Energy
 from edlm_engine.energies.residual import ARResidualEnergy
-from edlm_engine.execution import capture, graphs
+from edlm_engine.execution import capture
 from edlm_engine.execution.devices import require_device
 from edlm_engine.execution.dtype import as_dtype
 from edlm_engine.execution.graphs import ModelGraphs
-from edlm_engine.execution.memory import require_memory
 from edlm_engine.execution.threads import one_thread
 from edlm_engine.models.denoiser import Denoiser, device_of
-from edlm_engine.sampling.canvas import Chat, Tokens, check_canvas, compose_canvas, sequence_seeds
+from edlm_engine.sampling.canvas import Chat, Tokens, sequence_seeds
 from edlm_engine.sampling.config import GenerationConfig, as_config
-from edlm_engine.sampling.plan import RevealPlan, plan_reveals
-from edlm_engine.sampling.run import Generation, Run
+from edlm_engine.sampling.generation import Generation
+from edlm_engine.sampling.plan import RevealPlan
+from edlm_engine.sampling.request import first_xt, length_of, require_room
 from edlm_engine.sampling.schedule import LogLinearSchedule
-from edlm_engine.sampling.steps import steps_of
+from edlm_engine.sampling.session import Session
 
 Callback = Callable[[int, int, Tensor], None]
 
@@ -213,43 +212,37 @@ class Engine:
             raise TypeError(f"batch_size must be of type int, got {batch_size!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        length = self._length(config)
-        self._require_memory(batch_size, length, config)
-        xt = self._first_xt(batch_size, length, prompt, suffix, canvas)
-        seeds = sequence_seeds(seed, batch_size)
-        with_energy = self.energy is not None and config.num_candidates > 1
-        plan = plan_reveals(
-            seeds,
-            xt == self.denoiser.mask_id,
-            self.schedule,
-            config.steps,
-            config.energy_times if with_energy else None,
-            energy_at_fill=config.final == "sample",
-        )
-        needs_grad = any(getattr(x, "needs_grad", False) for x in (self.denoiser, self.energy))
-        threads = one_thread() if config.batch_invariant else nullcontext()
-        with graphs.using(self._model_graphs()):
-            with (
-                torch.inference_mode(not needs_grad),
-                torch.no_grad(),
-                ops.one_head_workspace(),
-                threads,
-                closing(_track(plan, progress)) as iterations,  # an error ends its bar first
-            ):
-                run = Run(self.denoiser, self.energy, config, plan, xt, seeds)
-                steps = steps_of(plan, run.seeds, one_by_one=config.batch_invariant)
-                for iteration, parts in zip(iterations, steps, strict=True):
-                    for step in parts:
-                        run.advance(step)
+        length = length_of(self, config)
+        require_room(self, batch_size, length, config)
+        xt = first_xt(self, batch_size, length, prompt, suffix, canvas)
+        session = Session(self)
+        session.start(config, xt, sequence_seeds(seed, batch_size))
+        # The result waits for the device: only then may another thread, or stream, use the graphs.
+        with session.turn(), one_thread() if config.batch_invariant else nullcontext():
+            cohort = session.only_cohort()
+            with closing(
+                _track(cohort.plan, progress)
+            ) as iterations:  # an error ends its bar first
+                for iteration in iterations:
+                    cohort.take()
                     if callback:
-                        callback(iteration + 1, plan.iterations, run.xt)
-            # Waits for the device: only then may another thread, or stream, use the graphs.
-            return run.result(self.tokenizer)
+                        callback(iteration + 1, cohort.plan.iterations, cohort.run.xt)
+            return cohort.run.result(self.tokenizer)
+
+    def session(
+        self, *, max_sequences: int | None = None, max_tokens: int | None = None
+    ) -> Session:
+        """Sample step by step: sequences may join at any step, each with its own configuration.
+
+        max_sequences, max_tokens: how many sequences, and how many positions in all of them, wait
+            or run at a time; a request beyond raises `SessionFull`.
+        """
+        return Session(self, max_sequences=max_sequences, max_tokens=max_tokens)
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_graphs": None}  # what a copy or another process cannot have
 
-    def _model_graphs(self) -> ModelGraphs | None:
+    def model_graphs(self) -> ModelGraphs | None:
         """The graphs of the denoiser's device, if there and wanted."""
         device = device_of(self.denoiser)
         if not self.cuda_graphs:
@@ -258,49 +251,6 @@ class Engine:
             on_device = capture.capture_on(device)
             self._graphs = None if on_device is None else ModelGraphs(device, on_device)
         return self._graphs
-
-    def _length(self, config: GenerationConfig) -> int:
-        if config.length is None and getattr(self.denoiser, "any_length", False):
-            raise ValueError(
-                f"length must be given: this denoiser has none of its own, it takes up to "
-                f"{self.denoiser.length} tokens"
-            )
-        length = config.length or self.denoiser.length
-        longest = min(self.denoiser.length, getattr(self.energy, "length", self.denoiser.length))
-        if length > longest:
-            raise ValueError(f"length must be <= {longest}, the models' own, got {length}")
-        return length
-
-    def _require_memory(self, batch_size: int, length: int, config: GenerationConfig) -> None:
-        """The least that a generation holds at one time must fit."""
-        denoiser: Any = self.denoiser
-        width, item = denoiser.vocab_size, 2  # logits, of 16 bits at least
-        if hasattr(denoiser, "hidden"):
-            head, _ = denoiser.head
-            width, item = head.shape[1], head.element_size()
-        candidates = 1 if self.energy is None else config.num_candidates
-        at_once = 1 if config.batch_invariant else batch_size
-        # Tokens before and after, the plan, and the candidates are int64, the times float64 twice.
-        tokens = 8 * batch_size * length * (3 + candidates)
-        needed = tokens + at_once * length * width * item + 16 * (config.steps or 0)
-        what = f"batch_size {batch_size} at length {length} with steps {config.steps}"
-        require_memory(what, needed, device_of(denoiser))
-
-    def _first_xt(self, batch_size: int, length: int, prompt, suffix, canvas) -> Tensor:
-        vocab_size = self.denoiser.vocab_size
-        if canvas is None:
-            return compose_canvas(
-                prompt,
-                suffix,
-                batch_size,
-                length,
-                mask_id=self.denoiser.mask_id,
-                vocab_size=vocab_size,
-                tokenizer=self.tokenizer,
-            )
-        if prompt is not None or suffix is not None:
-            raise ValueError("canvas must be given alone, got a prompt or suffix as well")
-        return check_canvas(canvas, batch_size, length, vocab_size)
 
 
 def _check_models(denoiser: Denoiser, energy: object) -> None:

@@ -184,14 +184,15 @@ def head_workspace(vocab_size: int, rows: int, dtype: torch.dtype, device="cpu")
 
 
 @contextmanager
-def one_head_workspace() -> Iterator[None]:
+def one_head_workspace(shared: threading.local | None = None) -> Iterator[None]:
     """Within the body, ``head_*`` calls of a thread that are given no workspace share one.
 
     It has room for :data:`HEAD_WORKSPACE_BYTES` (or one row, if that is more) from the first call
     on, so a loop of calls allocates it once; pages never written to take no memory on the CPU.
-    Threads that inherit the context (``asyncio.to_thread``) have one each.
+    Threads that inherit the context (``asyncio.to_thread``) have one each. ``shared``, a
+    ``threading.local()``, keeps it from one body to the next.
     """
-    token = _shared.set(threading.local())
+    token = _shared.set(threading.local() if shared is None else shared)
     try:
         yield
     finally:

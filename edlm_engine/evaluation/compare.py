@@ -12,7 +12,7 @@ from edlm_engine.engine import Engine
 from edlm_engine.evaluation.judge import Judge, standard_error
 from edlm_engine.evaluation.metrics import token_entropy
 from edlm_engine.sampling.config import GenerationConfig
-from edlm_engine.sampling.run import Generation
+from edlm_engine.sampling.generation import Generation
 
 
 @dataclass(frozen=True)

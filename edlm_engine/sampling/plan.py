@@ -7,8 +7,8 @@ number of model calls and every shape beforehand, and never waits for the device
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ class RevealPlan:
     numbers: np.ndarray  # [B, J]: active step numbers, 0 after the last
     times: np.ndarray  # [B, J] float64
     uses_energy: np.ndarray  # [B, J] bool
-    last_fill: int  # N + 1, or -1 in continuous time
+    fills: np.ndarray  # [B, J] bool: what is left at t_N is filled
+    energy_index: np.ndarray  # [B, J]: how many energy steps the sequence had before
     schedule: LogLinearSchedule
 
     @property
@@ -52,10 +53,38 @@ class RevealPlan:
         """[B] steps of each sequence that use the energy."""
         return self.uses_energy.sum(axis=1)
 
-    @cached_property
-    def energy_index(self) -> np.ndarray:
-        """[B, J] how many energy steps the sequence had before."""
-        return np.cumsum(self.uses_energy, axis=1) - self.uses_energy
+    def masked(self, rows: np.ndarray, iteration: np.ndarray) -> np.ndarray:
+        """[n, L] bool: where sequence rows[i] is masked before its step iteration[i]."""
+        return self.revealed_in[rows] >= self.numbers[rows, iteration][:, None]
+
+    def revealed(self, rows: np.ndarray, iteration: np.ndarray) -> np.ndarray:
+        """[n, L] bool: what sequence rows[i] reveals in its step iteration[i]."""
+        return self.revealed_in[rows] == self.numbers[rows, iteration][:, None]
+
+    def rest(self, rows: np.ndarray, done: np.ndarray) -> RevealPlan:
+        """What is left of sequences `rows` [n], of which each has taken its first done[i] steps."""
+        columns = done[:, None] + np.arange(max(0, (self.nfe[rows] - done).max(initial=0)))
+        inside = columns < self.iterations
+        columns = np.where(inside, columns, 0)
+        cut: dict[str, Any] = {
+            name: np.where(inside, getattr(self, name)[rows[:, None], columns], 0)
+            for name in ("numbers", "times", "energy_index")
+        }
+        flags: dict[str, Any] = {
+            name: getattr(self, name)[rows[:, None], columns] & inside
+            for name in ("uses_energy", "fills")
+        }
+        return replace(self, revealed_in=self.revealed_in[rows], **cut, **flags)
+
+    def joined(self, other: RevealPlan) -> RevealPlan:
+        """The sequences of this plan and then those of another, of the same length."""
+        width = max(self.iterations, other.iterations)
+        by_step: dict[str, Any] = {
+            name: np.concatenate([_padded(getattr(plan, name), width) for plan in (self, other)])
+            for name in ("numbers", "times", "uses_energy", "fills", "energy_index")
+        }
+        revealed_in = np.concatenate([self.revealed_in, other.revealed_in])
+        return replace(self, revealed_in=revealed_in, **by_step)
 
 
 def plan_reveals(
@@ -85,12 +114,13 @@ def plan_reveals(
         step_times = np.broadcast_to(times.numpy(), (len(free), steps + 1))
     numbers = _active_steps(revealed_in)
     active_times = np.take_along_axis(step_times, np.maximum(numbers - 1, 0), axis=1)
-    last_fill = -1 if steps is None else steps + 1
+    fills = numbers == (-1 if steps is None else steps + 1)
     low, high = energy_times or (np.inf, -np.inf)
     uses_energy = (numbers > 0) & (low <= active_times) & (active_times <= high)
     if not energy_at_fill:
-        uses_energy &= numbers != last_fill
-    return RevealPlan(revealed_in, numbers, active_times, uses_energy, last_fill, schedule)
+        uses_energy &= ~fills
+    before: np.ndarray = np.cumsum(uses_energy, axis=1) - uses_energy
+    return RevealPlan(revealed_in, numbers, active_times, uses_energy, fills, before, schedule)
 
 
 def _continuous(keys: Tensor, masked: np.ndarray, schedule) -> tuple[np.ndarray, np.ndarray]:
@@ -112,3 +142,8 @@ def _active_steps(revealed_in: np.ndarray) -> np.ndarray:
     numbers = np.zeros((len(ordered), counts.max(initial=0)), dtype=np.int64)
     numbers[np.arange(numbers.shape[1]) < counts[:, None]] = ordered[first]
     return numbers
+
+
+def _padded(by_step: np.ndarray, width: int) -> np.ndarray:
+    """[B, J] with zeros up to `width` columns."""
+    return np.pad(by_step, ((0, 0), (0, width - by_step.shape[1])))

@@ -40,6 +40,7 @@ class Step(NamedTuple):
     columns: Tensor  # [E]: how many energy steps the sequence had before
     fill_draws: int  # how many of `draws`, the last ones, belong to the last sequences
     masked: np.ndarray  # [E, L] bool: where the first E sequences are masked; on the host
+    rows_on_host: np.ndarray  # [n]
 
 
 def steps_of(
@@ -49,15 +50,19 @@ def steps_of(
     one_by_one: bool = False,
     first: int = 0,
     last: int | None = None,
+    first_block: int | None = None,
 ) -> Iterator[list[Step]]:
     """Iterations `first` to `last` (not included) of the sequences with seeds [B], on their device.
 
-    Each is one step of all sequences that have one, or a step of each in turn.
+    Each is one step of all sequences that have one, or a step of each in turn. `first_block`: how
+    many to make at first, twice as many the next time: for who may not want them all.
     """
     last = plan.iterations if last is None else last
-    size = max(1, BLOCK_POSITIONS // max(1, plan.revealed_in.size))
-    for begin in range(first, last, size):
-        yield from _block(plan, seeds, one_by_one, begin, min(begin + size, last))
+    most = max(1, BLOCK_POSITIONS // max(1, plan.revealed_in.size))
+    size = most if first_block is None else min(first_block, most)
+    while first < last:
+        yield from _block(plan, seeds, one_by_one, first, min(first + size, last))
+        first, size = first + size, min(2 * size, most)
 
 
 def _block(
@@ -66,9 +71,8 @@ def _block(
     """Iterations `begin` to `end`: arrays of a row for each active sequence, cut into steps."""
     iteration, rows, energy, fills = _in_order(plan, begin, end)
     numbers, times = plan.numbers[rows, iteration], plan.times[rows, iteration]
-    revealed_in = plan.revealed_in[rows]
-    revealed = revealed_in == numbers[:, None]
-    drawn = revealed | (energy[:, None] & (revealed_in > numbers[:, None]))
+    revealed = plan.revealed(rows, iteration)
+    drawn = revealed | (energy[:, None] & plan.masked(rows, iteration))
     chosen = revealed & energy[:, None]
     draws, reveals, length = drawn.sum(axis=1), chosen.sum(axis=1), drawn.shape[1]
 
@@ -113,6 +117,7 @@ def _block(
         columns.split(e),
         fill_draws,
         (drawn[head : head + some] for head, some in zip(heads.tolist(), e, strict=True)),
+        (rows[head : head + count] for head, count in zip(heads.tolist(), n, strict=True)),
     )
     for _, group in groupby(zip(iteration[heads].tolist(), steps, strict=True), itemgetter(0)):
         yield [step for _, step in group]
@@ -123,7 +128,7 @@ def _in_order(plan: RevealPlan, begin: int, end: int) -> tuple[np.ndarray, ...]:
     iteration, rows = np.nonzero(plan.numbers[:, begin:end].T)
     iteration += begin
     energy = plan.uses_energy[rows, iteration]
-    fills = (plan.numbers[rows, iteration] == plan.last_fill) & ~energy
+    fills = plan.fills[rows, iteration] & ~energy
     order = np.lexsort((fills.astype(int) - energy, iteration))
     return iteration[order], rows[order], energy[order], fills[order]
 

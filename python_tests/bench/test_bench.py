@@ -133,7 +133,7 @@ def test_released_steps_are_those_of_a_released_run(monkeypatch):
         revealed_in[run.xt != before] = i
         made_in[i] = tuple(calls)
     plan.revealed_in[:] = revealed_in.numpy()
-    kinds = released_kinds(made.denoiser, made.ar, plan, num_candidates=2, window=0.5)
+    kinds = released_kinds(made.denoiser, made.ar, plan, 40, num_candidates=2, window=0.5)
     for name, wanted in ((ENERGY, ("model", "ar")), (PLAIN, ("model",)), (CACHED, ())):
         assert list(kinds[name].members) == [i for i, made in made_in.items() if made == wanted]
         assert kinds[name].count == len(kinds[name].members) > 0

@@ -318,15 +318,15 @@ def test_prefixes_need_few_graphs(capture):
 
 
 def test_an_engine_without_graphs_and_one_on_the_cpu(monkeypatch):
-    assert Engine(denoiser())._model_graphs() is None
+    assert Engine(denoiser()).model_graphs() is None
     monkeypatch.setattr(capture_module, "capture_on", lambda device: EmulatedCapture())
     engine = Engine(denoiser())
-    kept = engine._model_graphs()
-    assert kept is not None and engine._model_graphs() is kept
+    kept = engine.model_graphs()
+    assert kept is not None and engine.model_graphs() is kept
     engine.cuda_graphs = False
-    assert engine._model_graphs() is None
-    assert Engine(denoiser(), cuda_graphs=False)._model_graphs() is None
-    assert Engine.from_pretrained(energy=None, cuda_graphs=False)._model_graphs() is None
+    assert engine.model_graphs() is None
+    assert Engine(denoiser(), cuda_graphs=False).model_graphs() is None
+    assert Engine.from_pretrained(energy=None, cuda_graphs=False).model_graphs() is None
 
 
 def test_a_copy_of_an_engine_has_no_graphs(capture):

@@ -68,10 +68,10 @@ def launches_of_steps(monkeypatch, energy, config, batch_size, **given):
     launches, taken = Launches(), []
     advance = Run.advance
 
-    def counted(self, step):
+    def counted(self, step, *given):
         launches.names = []
         with launches:
-            advance(self, step)
+            advance(self, step, *given)
         taken.append((len(step.times) > 0, len(step.draws), launches.names))
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)

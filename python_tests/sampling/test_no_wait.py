@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edlm_engine import ARResidualEnergy, CallableDenoiser, Engine, GenerationConfig
-from edlm_engine import engine as engine_module
-from edlm_engine.sampling import steps
+from edlm_engine.sampling import cohort, steps
 from edlm_engine.sampling.run import Run
 from edlm_engine.sampling.steps import steps_of
 
@@ -73,7 +72,7 @@ def uploads(monkeypatch):
                 return
             yield iteration
 
-    monkeypatch.setattr(engine_module, "steps_of", watched_steps)
+    monkeypatch.setattr(cohort, "steps_of", watched_steps)
     monkeypatch.setattr(Run, "__init__", watched(start))
     monkeypatch.setattr(Run, "advance", watched(advance))
     monkeypatch.setattr(Run, "result", lambda self, tokenizer: self)
@@ -102,10 +101,10 @@ def test_a_generation_does_not_wait(uploads, monkeypatch, folded, energy, option
         method = getattr(ar, name)
         monkeypatch.setattr(ar, name, lambda *x, m=method, n=name: (calls.append(n), m(*x))[1])
     run = Engine(model, energy).generate(3, config=config, prompt=prompt)
-    assert run.xt.is_meta and run.plan.iterations >= 5
+    assert run.xt.is_meta and run.nfe.max() >= 5
     # One for all that the steps of a block need, one for the first xt and the seeds, and with
     # carry-over one for the scored positions of each model call.
-    blocks = -(-run.plan.iterations // 2)
+    blocks = -(-run.nfe.max() // 2)
     carry_over = energy is not None and energy.carry_over
     assert uploads.count == blocks + 1 + (len(calls) if carry_over else 0)
     if energy is not None and prompt is not None:
@@ -157,4 +156,4 @@ def test_a_denoiser_without_a_head(uploads):
     sizes = {"mask_id": model.mask_id, "vocab_size": model.vocab_size, "length": LENGTH}
     plain = CallableDenoiser(model.logits, **sizes, device="meta")
     run = Engine(plain).generate(3, config=GenerationConfig(steps=4))
-    assert uploads.count == 2 and run.plan.iterations > 2
+    assert uploads.count == 2 and run.nfe.max() > 2

@@ -1,0 +1,160 @@
+"""Sequences of a session that are sampled alike, and where they are in their plans."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edlm_engine.execution.threads import one_thread
+from edlm_engine.sampling.config import GenerationConfig
+from edlm_engine.sampling.plan import RevealPlan, plan_reveals
+from edlm_engine.sampling.request import Sampler
+from edlm_engine.sampling.run import Run
+from edlm_engine.sampling.steps import Step, steps_of
+
+# Steps are made for many iterations at once, but few where others may join any moment.
+FIRST_BLOCK = 4
+AS_IT_IS = nullcontext()
+
+
+@dataclass(eq=False)
+class Cohort:
+    """A run, its plan, and the handles of its sequences, in the order of their rows.
+
+    Sequences differ in seed, known tokens, steps and window, and have the rest in common. Those
+    that have ended stay where they are, untouched, until the cohort is changed.
+    """
+
+    run: Run
+    plan: RevealPlan
+    handles: list[int]
+    closed: bool = False  # nothing will join: steps are made in blocks as large as memory allows
+    taken: int = 0  # iterations
+    reported: set[int] = field(default_factory=set)
+    _steps: Iterator[list[Step]] | None = None
+    _parts: deque[Step] = field(default_factory=deque)
+
+    def ended(self) -> np.ndarray:
+        """[B] bool: which sequences have taken all their steps."""
+        return self.taken >= self.plan.nfe
+
+    def parts(self) -> deque[Step]:
+        """What is left of the present iteration, made if there is none: to be taken one by one.
+
+        Empty if all sequences have ended.
+        """
+        if not self._parts:
+            if self._steps is None:
+                self._steps = steps_of(
+                    self.plan,
+                    self.run.seeds,
+                    one_by_one=self.run.config.batch_invariant,
+                    first=self.taken,
+                    first_block=None if self.closed else FIRST_BLOCK,
+                )
+            self._parts.extend(next(self._steps, ()))
+        return self._parts
+
+    def take(
+        self, values: Tensor | None = None, *, isolated: bool = False
+    ) -> tuple[int, dict[int, Exception]]:
+        """The present iteration: how many sequences took their step, and why others could not.
+
+        values: of the denoiser, if it was called already. isolated: what a sequence raises is its
+        own error, by its handle; else it is raised.
+        """
+        taken, parts = 0, self.parts()
+        errors: dict[int, Exception] = {}
+        alone = self.run.config.batch_invariant and torch.get_num_threads() > 1
+        with one_thread() if alone else AS_IT_IS:
+            while parts:
+                if isolated:
+                    taken += self._advance(parts[0], values, errors)
+                else:
+                    self.run.advance(parts[0], values)
+                    taken += len(parts[0].rows_on_host)
+                parts.popleft()
+        self.taken += 1
+        return taken, errors
+
+    def _advance(self, part: Step, values: Tensor | None, errors: dict[int, Exception]) -> int:
+        run, rows = self.run, part.rows_on_host
+        before = run.xt.clone()
+        try:
+            run.advance(part, values)
+            return len(rows)
+        except Exception as error:
+            run.xt.copy_(before)
+            if len(rows) == 1:
+                errors[self.handles[rows[0]]] = error
+                return 0
+        return sum(self._advance(step, None, errors) for step in self._apart(part))
+
+    def _apart(self, part: Step) -> list[Step]:
+        """A step of several sequences as a step of each."""
+        wanted = set(part.rows_on_host.tolist())
+        (steps,) = steps_of(
+            self.plan, self.run.seeds, one_by_one=True, first=self.taken, last=self.taken + 1
+        )
+        return [step for step in steps if int(step.rows_on_host[0]) in wanted]
+
+    def kept(self, rows: np.ndarray) -> Cohort:
+        """A cohort of these sequences alone, between two iterations."""
+        done = np.minimum(self.taken, self.plan.nfe[rows])
+        handles = [self.handles[row] for row in rows]
+        reported = self.reported.intersection(handles)
+        return Cohort(self.run.rows(rows), self.plan.rest(rows, done), handles, reported=reported)
+
+    def joined(self, other: Cohort) -> Cohort:
+        """A cohort of both; neither has taken a step since it was made."""
+        return Cohort(
+            self.run.joined(other.run),
+            self.plan.joined(other.plan),
+            self.handles + other.handles,
+            reported=self.reported | other.reported,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """Sequences that are to join a session: first tokens [B, L] and seeds [B] on the host."""
+
+    config: GenerationConfig
+    xt: Tensor
+    seeds: Tensor
+    handles: list[int]
+
+    def planned(self, sampler: Sampler) -> Cohort:
+        """A cohort of them."""
+        config = self.config
+        with_energy = sampler.energy is not None and config.num_candidates > 1
+        plan = plan_reveals(
+            self.seeds,
+            self.xt == sampler.denoiser.mask_id,
+            sampler.schedule,
+            config.steps,
+            config.energy_times if with_energy else None,
+            energy_at_fill=config.final == "sample",
+        )
+        run = Run(sampler.denoiser, sampler.energy, config, plan, self.xt, self.seeds)
+        return Cohort(run, plan, self.handles)
+
+    @classmethod
+    def of(cls, alike: list[Waiting]) -> Waiting:
+        """All sequences of one configuration."""
+        if len(alike) == 1:
+            return alike[0]
+        xt, seeds = (torch.cat([getattr(new, name) for new in alike]) for name in ("xt", "seeds"))
+        return cls(alike[0].config, xt, seeds, [handle for new in alike for handle in new.handles])
+
+    def without(self, handle: int) -> Waiting:
+        """The others."""
+        stay = [i for i, other in enumerate(self.handles) if other != handle]
+        handles = [self.handles[i] for i in stay]
+        return Waiting(self.config, self.xt[stay], self.seeds[stay], handles)

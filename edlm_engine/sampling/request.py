@@ -1,0 +1,108 @@
+"""What is asked for, checked: one sequence of a session, or the sequences of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from edlm_engine.energies.protocol import Energy
+from edlm_engine.execution.graphs import ModelGraphs
+from edlm_engine.execution.memory import require_memory
+from edlm_engine.models.denoiser import Denoiser, device_of
+from edlm_engine.sampling.canvas import Chat, Tokens, check_canvas, compose_canvas
+from edlm_engine.sampling.config import GenerationConfig
+from edlm_engine.sampling.schedule import LogLinearSchedule
+
+
+class Sampler(Protocol):
+    """What samples: an `Engine`, or anything with its models."""
+
+    denoiser: Denoiser
+    energy: Energy | Callable[..., Tensor] | None
+    tokenizer: Any
+    schedule: LogLinearSchedule
+
+    def model_graphs(self) -> ModelGraphs | None:
+        """The CUDA graphs of the models, if they are to be used."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence for a session, each field as `Engine.generate` takes it for a batch of one.
+
+    config: how to sample it; a dict of some fields will do.
+    seed: an int, or a list of one: the sequence is that of `generate(1, seed=seed, ...)`.
+    prompt, suffix: text, token ids, or for a prompt a chat. canvas: [1, L] int64.
+    """
+
+    config: GenerationConfig | Mapping[str, Any] | None = None
+    seed: int | Sequence[int] | Tensor = 0
+    prompt: Tokens | Chat | None = None
+    suffix: Tokens | None = None
+    canvas: Tensor | None = None
+
+
+def as_request(request: Request | Mapping[str, Any]) -> Request:
+    """What a session was given; TypeError if it is no request, ValueError for unknown fields."""
+    if isinstance(request, Request):
+        return request
+    if not isinstance(request, Mapping):
+        raise TypeError(f"request must be a Request or a dict, got {request!r}")
+    known = [field.name for field in fields(Request)]
+    unknown = sorted(str(name) for name in request if name not in known)
+    if unknown:
+        raise ValueError(f"request has no field {', '.join(unknown)}; it has {', '.join(known)}")
+    return Request(**request)
+
+
+def length_of(sampler: Sampler, config: GenerationConfig) -> int:
+    """L: as configured, or the denoiser's own; ValueError if the models do not go as far."""
+    denoiser, energy = sampler.denoiser, sampler.energy
+    if config.length is None and getattr(denoiser, "any_length", False):
+        raise ValueError(
+            f"length must be given: this denoiser has none of its own, it takes up to "
+            f"{denoiser.length} tokens"
+        )
+    length = config.length or denoiser.length
+    longest = min(denoiser.length, getattr(energy, "length", denoiser.length))
+    if length > longest:
+        raise ValueError(f"length must be <= {longest}, the models' own, got {length}")
+    return length
+
+
+def require_room(sampler: Sampler, batch_size: int, length: int, config: GenerationConfig) -> None:
+    """MemoryError unless the least that the sequences hold at one time fits the device."""
+    denoiser: Any = sampler.denoiser
+    width, item = denoiser.vocab_size, 2  # logits, of 16 bits at least
+    if hasattr(denoiser, "hidden"):
+        head, _ = denoiser.head
+        width, item = head.shape[1], head.element_size()
+    candidates = 1 if sampler.energy is None else config.num_candidates
+    at_once = 1 if config.batch_invariant else batch_size
+    # Tokens before and after, the plan, and the candidates are int64, the times float64 twice.
+    tokens = 8 * batch_size * length * (3 + candidates)
+    needed = tokens + at_once * length * width * item + 16 * (config.steps or 0)
+    what = f"batch_size {batch_size} at length {length} with steps {config.steps}"
+    require_memory(what, needed, device_of(denoiser))
+
+
+def first_xt(sampler: Sampler, batch_size: int, length: int, prompt, suffix, canvas) -> Tensor:
+    """[B, L] int64 on the CPU: what is known, and the mask elsewhere."""
+    vocab_size = sampler.denoiser.vocab_size
+    if canvas is None:
+        return compose_canvas(
+            prompt,
+            suffix,
+            batch_size,
+            length,
+            mask_id=sampler.denoiser.mask_id,
+            vocab_size=vocab_size,
+            tokenizer=sampler.tokenizer,
+        )
+    if prompt is not None or suffix is not None:
+        raise ValueError("canvas must be given alone, got a prompt or suffix as well")
+    return check_canvas(canvas, batch_size, length, vocab_size)
