@@ -14,6 +14,9 @@ def sample_candidates(
     top_p: float = 1.0,
     threads: int = 1,
 ) -> tuple[Any, Any]: ...
+def sample_weights(
+    weights: Any, keys: Any, num_candidates: int, *, threads: int = 1
+) -> tuple[Any, Any]: ...
 def token_log_probs(
     logits: Any,
     targets: Any,

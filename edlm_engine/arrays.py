@@ -10,11 +10,12 @@ the same log-probabilities to the last bit.
 An argument is a NumPy array or any array with ``__dlpack__`` and ``__dlpack_device__`` (CuPy,
 torch and others). It is read where it lies, never copied (but for what is not contiguous among
 keys, targets, log-weights and mask probabilities), and the GIL is released while the kernel runs.
-Symbols: ``R`` rows, ``V`` vocabulary, ``K`` candidates, ``B`` sequences, ``L`` length. Logits are
-float32, float16 or bfloat16, with any row stride and a contiguous last dimension; bfloat16 is that
-of DLPack, the NumPy dtype of ml_dtypes, or its bits as uint16. Keys and tokens are int64,
-log-probabilities float32 and never positive. Randomness is addressed: a draw is a pure function of
-its key and index, for any batch, stride, number of threads or K.
+Symbols: ``R`` rows, ``V`` vocabulary, ``K`` candidates, ``B`` sequences, ``L`` length. Logits, and
+the weights of ``sample_weights``, are float32, float16 or bfloat16, with any row stride and a
+contiguous last dimension; bfloat16 is that of DLPack, the NumPy dtype of ml_dtypes, or its bits as
+uint16. Keys and tokens are int64, log-probabilities float32 and never positive. Randomness is
+addressed: a draw is a pure function of its key and index, for any batch, stride, number of threads
+or K.
 
 On the host the results are NumPy arrays, and ``threads`` threads share the rows of a call; a row
 that holds NaN or +inf at an allowed token, or allows nothing, raises ``ValueError`` naming the row.
@@ -98,6 +99,23 @@ def sample_candidates(
         forbidden_id=_int("forbidden_id", forbidden_id),
         temperature=_float("temperature", temperature),
         top_p=_float("top_p", top_p),
+        threads=_int("threads", threads),
+    )
+
+
+def sample_weights(
+    weights: Array, keys: Array, num_candidates: int, *, threads: int = 1
+) -> tuple[Array, Array]:
+    """Draw K tokens per row of ``weights [R, V]`` >= 0, each with its share of the row's sum.
+
+    Returns ``tokens [R, K]`` int64 and ``log_q [R, K]`` float32 = log(weight / sum). ``keys [R]``
+    int64 name the rows' random streams, as in :func:`sample_candidates`. A row that holds NaN, a
+    negative number or +inf, that sums to more than float32 holds, or that holds only 0 is bad.
+    """
+    return _C.sample_weights(
+        weights,
+        keys,
+        _int("num_candidates", num_candidates),
         threads=_int("threads", threads),
     )
 

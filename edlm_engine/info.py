@@ -19,6 +19,7 @@ from edlm_engine.version import __version__
 OPS = (
     "stream_keys",
     "sample_candidates",
+    "sample_weights",
     "token_log_probs",
     "resample",
     "reveal_steps",

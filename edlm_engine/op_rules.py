@@ -24,6 +24,14 @@ def _(logits, keys, num_candidates, forbidden_id, temperature, top_p):
     return logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape, dtype=torch.float32)
 
 
+@torch.library.register_fake("edlm::sample_weights")
+def _(weights, keys, num_candidates):
+    shape = (weights.shape[0], num_candidates)
+    return weights.new_empty(shape, dtype=torch.int64), weights.new_empty(
+        shape, dtype=torch.float32
+    )
+
+
 @torch.library.register_fake("edlm::token_log_probs")
 def _(logits, targets, forbidden_id, temperature):
     return logits.new_empty(logits.shape[0], dtype=torch.float32)
@@ -101,6 +109,10 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "edlm::sample_candidates",
     _no_gradient("sample_candidates has no gradient: use token_log_probs at the drawn tokens"),
+)
+torch.library.register_autograd(
+    "edlm::sample_weights",
+    _no_gradient("sample_weights has no gradient: gather the weights of the drawn tokens"),
 )
 torch.library.register_autograd(
     "edlm::resample", _no_gradient("resample has no gradient: use torch.logsumexp")

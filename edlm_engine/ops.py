@@ -36,6 +36,7 @@ from torch import Tensor
 import edlm_engine.op_rules  # noqa: F401  # loads the library
 from edlm_engine.arrays import signed_word
 from edlm_engine.step_ops import place_candidates, reveal_chosen, sum_log_probs  # noqa: F401
+from edlm_engine.weight_ops import sample_weights  # noqa: F401
 
 HEAD_WORKSPACE_BYTES = 60 << 20
 """Largest workspace of the ``head_*`` ops: the logits that exist at a time, in bytes."""

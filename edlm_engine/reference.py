@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from edlm_engine.reference_random import (
+    SAMPLE_TAG,
     check,
+    check_int64,
     describe,
+    inverse_cdf,
     philox,  # noqa: F401  # part of the specification
     random_bits,
     stream_keys,  # an op, under its name
     uniform,
 )
+from edlm_engine.reference_weights import sample_weights  # noqa: F401
 
-SAMPLE_TAG = 0x53414D50
 RESAMPLE_TAG = 0x52455341
 
 TEMPERATURES = (1e-30, 1e30)
@@ -74,7 +77,7 @@ def sample_candidates(
     """
     check(num_candidates >= 1, "num_candidates must be >= 1", num_candidates)
     log_probs = log_softmax(logits, forbidden_id, temperature, top_p)
-    _check_int64("keys", keys, log_probs.shape[0])
+    check_int64("keys", keys, log_probs.shape[0])
     draws = torch.arange(num_candidates, device=keys.device)
     u = uniform(random_bits(keys[:, None], draws, 0, SAMPLE_TAG))
     tokens = inverse_cdf(torch.exp(log_probs), u)
@@ -89,7 +92,7 @@ def token_log_probs(
     `forbidden_id` is left out of the softmax and itself scores -inf.
     """
     log_probs = log_softmax(logits, forbidden_id, temperature)
-    _check_int64("targets", targets, log_probs.shape[0])
+    check_int64("targets", targets, log_probs.shape[0])
     vocab = log_probs.shape[1]
     outside = (targets < 0) | (targets >= vocab)
     if outside.any():
@@ -144,7 +147,7 @@ def resample(log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]
     check(log_weights.dim() == 2, "log_weights must have shape [B, K]", list(log_weights.shape))
     candidates = log_weights.shape[1]
     check(candidates >= 1, "log_weights must have K >= 1", candidates)
-    _check_int64("keys", keys, log_weights.shape[0])
+    check_int64("keys", keys, log_weights.shape[0])
     log_weights = log_weights.double()
     _check_rows(log_weights, "log_weights")
     largest = log_weights.amax(dim=1, keepdim=True)
@@ -261,31 +264,15 @@ def reveal_steps(keys: Tensor, length: int, mask_probs: Tensor) -> Tensor:
     )
     falling = bool((mask_probs.diff() <= 0).all())
     check(falling, "mask_probs must not increase", mask_probs.tolist())
-    _check_int64("keys", keys, keys.numel())
+    check_int64("keys", keys, keys.numel())
     u = uniform(stream_keys(keys[:, None], torch.arange(length, device=keys.device)))
     at_or_below = torch.searchsorted(mask_probs.flip(0).contiguous(), u, right=True)
     return (len(mask_probs) - at_or_below).clamp(min=1)
 
 
-def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
-    """First index whose inclusive prefix sum of weights [R, V] exceeds u * total, for u [R, K].
-
-    Rounding overshoot ends at the last index with positive weight.
-    """
-    prefix = weights.cumsum(dim=1)
-    index = torch.searchsorted(prefix, u * prefix[:, -1:], right=True)
-    last = weights.shape[1] - 1 - (weights > 0).flip(1).int().argmax(dim=1, keepdim=True)
-    return torch.minimum(index, last)
-
-
 def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     logits = hidden.double() @ weight.double().T
     return logits if bias is None else logits + bias.double()
-
-
-def _check_int64(name: str, tensor: Tensor, rows: int) -> None:
-    good = tensor.dtype == torch.int64 and tuple(tensor.shape) == (rows,)
-    check(good, f"{name} must be int64 with shape [{rows}]", describe(tensor))
 
 
 def _check_rows(values: Tensor, name: str) -> None:

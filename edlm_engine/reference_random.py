@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 STREAM_TAG = 0x53545245
+SAMPLE_TAG = 0x53414D50
 
 Word = Tensor | int
 
@@ -57,6 +58,17 @@ def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
     return keys.contiguous()
 
 
+def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
+    """First index whose inclusive prefix sum of weights [R, V] exceeds u * total, for u [R, K].
+
+    Rounding overshoot ends at the last index with positive weight.
+    """
+    prefix = weights.cumsum(dim=1)
+    index = torch.searchsorted(prefix, u * prefix[:, -1:], right=True)
+    last = weights.shape[1] - 1 - (weights > 0).flip(1).int().argmax(dim=1, keepdim=True)
+    return torch.minimum(index, last)
+
+
 def _low(word: Tensor) -> Tensor:
     return word & _LOW_32
 
@@ -83,3 +95,8 @@ def check(good: bool, wanted: str, got: object) -> None:
 def describe(tensor: Tensor) -> str:
     """Dtype and shape, as messages name them."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def check_int64(name: str, tensor: Tensor, rows: int) -> None:
+    good = tensor.dtype == torch.int64 and tuple(tensor.shape) == (rows,)
+    check(good, f"{name} must be int64 with shape [{rows}]", describe(tensor))

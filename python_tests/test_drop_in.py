@@ -76,12 +76,47 @@ def test_follows_the_global_generator():
     assert not torch.equal(sample_categorical(PROBS, num_samples=50), first[0])
 
 
-def test_bad_probabilities():
+def test_follows_a_generator_of_its_own():
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [sample_categorical(PROBS, 50, generator=generator) for _ in range(2)]
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, second = draw(5)
+    assert torch.equal(torch.get_rng_state(), before)
+    again, _ = draw(5)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second) and not torch.equal(first, draw(6)[0])
+    # A generator and the global one give one seed the same meaning.
+    torch.manual_seed(5)
+    assert torch.equal(sample_categorical(PROBS, 50), first)
+
+
+def test_any_layout():
+    probs = torch.rand(7, 5, 3).transpose(0, 2)
+    assert probs.stride(-1) != 1
+    torch.manual_seed(1)
+    draws = sample_categorical(probs, 20)
+    torch.manual_seed(1)
+    assert torch.equal(draws, sample_categorical(probs.contiguous(), 20))
+    column = torch.rand(3, 5).T
+    assert sample_categorical(column).shape == (5,)
+
+
+def test_float64_of_any_scale():
+    for scale in (1e-300, 1e300):
+        draws = sample_categorical(PROBS.double() * scale, num_samples=20_000).view(20_000, 2, 2)
+        assert g_test(draws[:, 0, 1], PROBS[0, 1] / PROBS[0, 1].sum()) > P_VALUE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bad_probabilities(dtype):
     for bad in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(RuntimeError, match="row 1"):
-            sample_categorical(torch.tensor([[0.5, 0.5], [bad, 1.0]]))
-    with pytest.raises(RuntimeError, match="row 0"):
-        sample_categorical(torch.zeros(2, 3))
+        with pytest.raises(RuntimeError, match="row 1 holds NaN, a negative number or"):
+            sample_categorical(torch.tensor([[0.5, 0.5], [bad, 1.0]], dtype=dtype))
+    with pytest.raises(RuntimeError, match="row 0 allows nothing"):
+        sample_categorical(torch.zeros(2, 3, dtype=dtype))
     with pytest.raises(ValueError, match="num_samples must be >= 1, got 0"):
         sample_categorical(PROBS, num_samples=0)
 

@@ -35,6 +35,11 @@ struct RowPass {
   void (*weights)(const Row& row, int64_t begin, int64_t count, float reference, float* weights);
   // The same, and their sums by groups.
   void (*cell)(const Row& row, int64_t begin, int64_t count, float reference, CellWeights* cell);
+
+  // The same two of a row whose elements are the weights themselves. There is no reference (it is
+  // written as 0), and a negative weight makes its chunk's sum NaN.
+  void (*sum_weights)(const Row& row, const RowSums& sums);
+  void (*weight_cell)(const Row& row, int64_t begin, int64_t count, float, CellWeights* cell);
 };
 
 // The best pass this processor runs, or the one named by the environment variable EDLM_CPU_ISA

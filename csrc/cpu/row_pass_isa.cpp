@@ -21,6 +21,7 @@ typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
 
 EDLM_HD Floats splat(float value) { return Floats{} + value; }
 EDLM_HD Floats max(Floats a, Floats b) { return a > b ? a : b; }
+EDLM_HD Floats min(Floats a, Floats b) { return a < b ? a : b; }
 
 EDLM_HD Floats load(const float* from) {
   Floats value;
@@ -105,17 +106,23 @@ EDLM_HD float max_lanes(Floats value) {
   store(lanes, value);
   return fold<kWidth>(lanes, [](float a, float b) { return a > b ? a : b; });
 }
+EDLM_HD float min_lanes(Floats value) {
+  float lanes[kWidth];
+  store(lanes, value);
+  return fold<kWidth>(lanes, [](float a, float b) { return a < b ? a : b; });
+}
 
 EDLM_HD bool holds_forbidden(const Row& row, int64_t begin, int64_t count) {
   return row.forbidden_id >= begin && row.forbidden_id < begin + count;
 }
 
-// Copies [begin, begin + count) as floats, the forbidden token as -inf, padded with -inf.
+// Copies [begin, begin + count) as floats, the forbidden token as `nothing`, padded with it.
 template <class T>
-EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float* to) {
+EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float* to,
+                            float nothing = kMinusInf) {
   const T* from = static_cast<const T*>(row.logits) + begin;
   const int64_t padded = ceil_div(count, kPad) * kPad;
-  for (int64_t i = padded - kPad; i < padded; i += kWidth) store(to + i, splat(kMinusInf));
+  for (int64_t i = padded - kPad; i < padded; i += kWidth) store(to + i, splat(nothing));
   for (int64_t i = 0; i + kWidth <= count; i += kWidth) {
     __builtin_prefetch(from + i + kChunk);
     store(to + i, load(from + i));
@@ -125,7 +132,7 @@ EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float*
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
   }
-  if (holds_forbidden(row, begin, count)) to[row.forbidden_id - begin] = kMinusInf;
+  if (holds_forbidden(row, begin, count)) to[row.forbidden_id - begin] = nothing;
   return padded;
 }
 
@@ -249,9 +256,66 @@ void cell(const Row& row, int64_t begin, int64_t count, float reference, CellWei
   cell->add_groups();
 }
 
+// Sums a padded chunk of weights into its cells.
+template <class T>
+EDLM_HD void add_weights(const T* weights, int64_t count, const RowSums& sums) {
+  float* cell_sum = sums.cell_sum;
+  Floats least{};
+  double sum = 0;
+  for (int64_t begin = 0; begin < count; begin += kCell) {
+    const int64_t end = begin + kCell < count ? begin + kCell : count;
+    Floats even{}, odd{};
+    int64_t i = begin;
+    for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
+      __builtin_prefetch(weights + i + kChunk);
+      if (sizeof(T) == 4) __builtin_prefetch(weights + i + kChunk + kWidth);
+      Floats a, b;
+      load_two(weights + i, &a, &b);
+      least = min(min(a, b), least);
+      even += a;
+      odd += b;
+    }
+    if (i < end) {
+      const Floats a = load(weights + i);
+      least = min(a, least);
+      even += a;
+    }
+    *cell_sum = add_lanes(even + odd);
+    sum += *cell_sum++;
+  }
+  *sums.chunk_sum = min_lanes(least) < 0 ? __builtin_nan("") : sum;
+  *sums.chunk_reference = 0;
+}
+
+void sum_weights(const Row& row, const RowSums& sums) {
+  with_dtype(row.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    alignas(64) float buffer[kChunk];
+    for (int64_t chunk = 0, begin = 0; begin < row.vocab; ++chunk, begin += kChunk) {
+      const int64_t count = begin + kChunk < row.vocab ? kChunk : row.vocab - begin;
+      const RowSums at = {sums.cell_sum + chunk * kCellsPerChunk, sums.chunk_reference + chunk,
+                          sums.chunk_sum + chunk};
+      if (count % kPad == 0) {
+        add_weights(static_cast<const T*>(row.logits) + begin, count, at);
+      } else {
+        add_weights(buffer, copy_padded<T>(row, begin, count, buffer, 0), at);
+      }
+    }
+  });
+}
+
+void weight_cell(const Row& row, int64_t begin, int64_t count, float, CellWeights* cell) {
+  cell->count = count;
+  with_dtype(row.dtype, [&](auto type) {
+    copy_padded<typename decltype(type)::type>(row, begin, count, cell->weight, 0);
+  });
+  cell->add_groups();
+}
+
 }  // namespace
 
 extern const RowPass kRowPass;
-const RowPass kRowPass = {EDLM_ISA_NAME, sum<true>, sum<false>, weights, cell};
+const RowPass kRowPass = {EDLM_ISA_NAME, sum<true>,   sum<false>, weights,
+                          cell,          sum_weights, weight_cell};
 
 }  // namespace edlm::cpu::EDLM_ISA

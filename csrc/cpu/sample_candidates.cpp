@@ -5,38 +5,10 @@
 #include <cmath>
 #include <vector>
 
-#include "row_pass.h"
+#include "row_sampler.h"
 
 namespace edlm::cpu {
 namespace {
-
-// Draws from one row. The last cell's weights are kept: draws of a peaked row share their cell.
-class RowSampler {
- public:
-  RowSampler(const Row& row, const RowScratch& scratch) : row_(row), scratch_(scratch) {}
-
-  int64_t draw(double u) {
-    const Pick chunk =
-        pick_from_sums(scratch_.prefix_sum(), scratch_.chunk_weight(), scratch_.chunks(), u);
-    const int64_t first_cell = chunk.index * kCellsPerChunk;
-    const int64_t cells = std::min(kCellsPerChunk, ceil_div(row_.vocab, kCell) - first_cell);
-    const Pick cell = pick(scratch_.cell_sum() + first_cell, cells,
-                           scratch_.chunk_sum()[chunk.index], chunk.share);
-    const int64_t begin = (first_cell + cell.index) * kCell;
-    if (begin != begin_) {
-      begin_ = begin;
-      row_pass().cell(row_, begin, std::min(kCell, row_.vocab - begin),
-                      scratch_.chunk_reference()[chunk.index], &weights_);
-    }
-    return begin + weights_.token(cell.share);
-  }
-
- private:
-  const Row& row_;
-  const RowScratch& scratch_;
-  int64_t begin_ = -1;
-  CellWeights weights_;
-};
 
 struct Candidate {
   int64_t id;
@@ -135,7 +107,7 @@ Status sample_candidates(const SampleCandidatesArgs& args, int64_t begin, int64_
       find_nucleus(row, total, args.top_p, nucleus);
       log_z = std::log(nucleus.sum());
     }
-    RowSampler sampler(row, scratch);
+    RowSampler sampler(row, scratch, row_pass().cell);
     for (int64_t j = 0; j < args.num_candidates; ++j) {
       const double u = candidate_uniform(args.keys[r], j);
       const int64_t token = args.top_p < 1 ? nucleus.draw(u) : sampler.draw(u);

@@ -63,6 +63,12 @@ EDLM_DEVICE Row<T, kNucleus> row_of(const Args& args, int64_t r) {
           inv_temperature * 1.44269504f};
 }
 
+// The row of an op's arguments, for kernels of several ops.
+template <class T, class Args>
+struct RowOf {
+  EDLM_DEVICE static Row<T> at(const Args& args, int64_t r) { return row_of<T>(args, r); }
+};
+
 // Moves every span down by 4 * kWords bytes and `bits` of the next 4, bits < 32: `next` holds the
 // bytes behind each.
 template <int kWords, int kCount>

@@ -106,6 +106,12 @@ EDLM_DEVICE float cell_of(const Bytes16 (&spans)[kSpans<T>], const ChunkScale& s
   return transposed_sum(part);
 }
 
+// Where a chunk's sums by transposed_sum() belong: lane L has that of span L % kSpans.
+template <class T>
+EDLM_DEVICE void put_cell(const RowSums& sums, int chunk, float cell) {
+  sums.cell_sum[chunk * kLanes + lane() % kSpans<T> * kSpan<T> + lane() / kSpans<T>] = cell;
+}
+
 template <class T, bool kNucleus>
 EDLM_DEVICE void sum_spans(const Row<T, kNucleus>& row, int chunk,
                            const Bytes16 (&spans)[kSpans<T>], const RowSums& sums) {
@@ -113,7 +119,7 @@ EDLM_DEVICE void sum_spans(const Row<T, kNucleus>& row, int chunk,
   const ChunkScale scale(top, row.scale);
   const float cell =
       scale.fused ? cell_of<true>(spans, scale, T{}) : cell_of<false>(spans, scale, T{});
-  sums.cell_sum[chunk * kLanes + lane() % kSpans<T> * kSpan<T> + lane() / kSpans<T>] = cell;
+  put_cell<T>(sums, chunk, cell);
   if (lane() == 0) sums.chunk_reference[chunk] = top;
 }
 
@@ -230,7 +236,8 @@ sum_rows_kernel(Args args, double* workspace) {
   const int64_t r = task / chunks_of(vocab);
   if (r >= args.rows) return;
   const SharedPtr<double> memory(workspace + r * read_size(vocab));
-  sum_chunk(row_of<T>(args, r), int(task % chunks_of(vocab)), sums_at(memory, memory, vocab));
+  sum_chunk(RowOf<T, Args>::at(args, r), int(task % chunks_of(vocab)),
+            sums_at(memory, memory, vocab));
 }
 
 }  // namespace edlm::cuda

@@ -69,6 +69,10 @@ struct Arrays {
     if (!on_host(like)) return launch(args, like);
     split(cpu::sample_candidates, args, args.rows, "logits");
   }
+  void run(const SampleWeightsArgs& args, const AnyArray& like) const {
+    if (!on_host(like)) return launch(args, like);
+    split(cpu::sample_weights, args, args.rows, "weights");
+  }
   void run(const TokenLogProbsArgs& args, const AnyArray& like) const {
     if (!on_host(like)) return launch(args, like);
     split(cpu::token_log_probs, args, args.rows, "logits");
@@ -111,6 +115,13 @@ struct Arrays {
         empty_on_cuda(like, {cuda::sample_candidates_workspace(args)}, Type::kByte);
     on_cuda(like, [&](void* stream) {
       return cuda::sample_candidates(args, out<void, Arrays>(memory), stream);
+    });
+  }
+  static void launch(const SampleWeightsArgs& args, const AnyArray& like) {
+    const AnyArray memory =
+        empty_on_cuda(like, {cuda::sample_weights_workspace(args)}, Type::kByte);
+    on_cuda(like, [&](void* stream) {
+      return cuda::sample_weights(args, out<void, Arrays>(memory), stream);
     });
   }
   static void launch(const TokenLogProbsArgs& args, const AnyArray& like) {
@@ -204,6 +215,14 @@ PYBIND11_MODULE(_C, m) {
       },
       "logits"_a, "keys"_a, "num_candidates"_a, py::kw_only(), "forbidden_id"_a = -1,
       "temperature"_a = 1.0, "top_p"_a = 1.0, "threads"_a = 1);
+  m.def(
+      "sample_weights",
+      [](const object& weights, const object& keys, int64_t num_candidates, int64_t threads) {
+        const AnyArray first = array_arg("weights", weights);
+        return given(sample_weights(Arrays{threads}, first, array_arg("keys", keys, &first),
+                                    num_candidates));
+      },
+      "weights"_a, "keys"_a, "num_candidates"_a, py::kw_only(), "threads"_a = 1);
   m.def(
       "token_log_probs",
       [](const object& logits, const object& targets, int64_t forbidden_id, double temperature,

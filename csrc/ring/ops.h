@@ -25,6 +25,7 @@
 #include "edlm/reveal_steps.h"
 #include "edlm/row_sampling.h"
 #include "edlm/sample_candidates.h"
+#include "edlm/sample_weights.h"
 #include "edlm/stream_keys.h"
 #include "edlm/token_log_probs.h"
 
@@ -90,27 +91,33 @@ struct Logits {
   float temperature;
 };
 
+// A matrix of floats that an op reads by rows; `what` is its name.
 template <class B>
-Logits logits_arg(const typename B::Array& logits, int64_t forbidden_id, double temperature) {
-  const Type type = B::type(logits);
-  require<B>(type == Type::kFloat32 || type == Type::kBFloat16 || type == Type::kFloat16,
-             "logits must be ", B::kLogitTypes, ", got ", B::describe(logits));
-  require<B>(B::dim(logits) == 2 && B::size(logits, 1) >= 1,
-             "logits must have shape [rows, vocab] with vocab >= 1, got ", B::describe(logits));
-  const int64_t vocab = B::size(logits, 1);
-  require<B>(vocab == 1 || B::stride(logits, 1) == 1,
-             "logits must be contiguous in its last dimension, got stride ", B::stride(logits, 1));
-  require<B>(forbidden_id >= -1 && forbidden_id < vocab, "forbidden_id must be -1 or in [0, ",
-             vocab, "), got ", forbidden_id);
-  require<B>(temperature >= kMinTemperature && temperature <= kMaxTemperature,
-             "temperature must be in [", kMinTemperature, ", ", kMaxTemperature, "], got ",
-             temperature);
+Logits rows_arg(const typename B::Array& rows, const char* what) {
+  const Type type = B::type(rows);
+  require<B>(type == Type::kFloat32 || type == Type::kBFloat16 || type == Type::kFloat16, what,
+             " must be ", B::kLogitTypes, ", got ", B::describe(rows));
+  require<B>(B::dim(rows) == 2 && B::size(rows, 1) >= 1, what,
+             " must have shape [rows, vocab] with vocab >= 1, got ", B::describe(rows));
+  const int64_t vocab = B::size(rows, 1);
+  require<B>(vocab == 1 || B::stride(rows, 1) == 1, what,
+             " must be contiguous in its last dimension, got stride ", B::stride(rows, 1));
   const DType dtype = type == Type::kFloat32    ? DType::kFloat32
                       : type == Type::kBFloat16 ? DType::kBFloat16
                                                 : DType::kFloat16;
-  return {B::data(logits),      dtype,
-          B::size(logits, 0),   vocab,
-          B::stride(logits, 0), static_cast<float>(temperature)};
+  return {B::data(rows), dtype, B::size(rows, 0), vocab, B::stride(rows, 0), 1};
+}
+
+template <class B>
+Logits logits_arg(const typename B::Array& logits, int64_t forbidden_id, double temperature) {
+  Logits rows = rows_arg<B>(logits, "logits");
+  require<B>(forbidden_id >= -1 && forbidden_id < rows.vocab, "forbidden_id must be -1 or in [0, ",
+             rows.vocab, "), got ", forbidden_id);
+  require<B>(temperature >= kMinTemperature && temperature <= kMaxTemperature,
+             "temperature must be in [", kMinTemperature, ", ", kMaxTemperature, "], got ",
+             temperature);
+  rows.temperature = static_cast<float>(temperature);
+  return rows;
 }
 
 // Throws unless the status is good; `argument` is what a bad row is a row of.
@@ -119,6 +126,10 @@ void check(Status status, const char* argument) {
   require<B>(status.code != Code::kNotANumber, argument, " row ", status.row, " holds NaN or +inf");
   require<B>(status.code != Code::kNothingLeft, argument, " row ", status.row,
              " allows nothing: every entry is -inf");
+  require<B>(status.code != Code::kBadWeight, argument, " row ", status.row,
+             " holds NaN, a negative number or +inf, or sums to more than float32 holds");
+  require<B>(status.code != Code::kNoWeight, argument, " row ", status.row,
+             " allows nothing: every entry is 0");
   require<B>(status.code != Code::kBadTarget, "targets row ", status.row,
              " is outside the vocabulary");
   require<B>(status.code != Code::kDevice, "CUDA error ", status.row);
@@ -171,6 +182,31 @@ std::tuple<typename B::Array, typename B::Array> sample_candidates(
                                      .tokens = out<int64_t, B>(tokens),
                                      .log_q = out<float, B>(log_q)};
   backend.run(args, logits);
+  return {tokens, log_q};
+}
+
+template <class B>
+std::tuple<typename B::Array, typename B::Array> sample_weights(const B& backend,
+                                                                const typename B::Array& weights,
+                                                                const typename B::Array& keys,
+                                                                int64_t num_candidates) {
+  const Logits rows = rows_arg<B>(weights, "weights");
+  const auto keys_ = int64_arg<B>(keys, "keys", rows.rows);
+  require_device<B>(keys, "keys", weights, "weights");
+  require<B>(num_candidates >= 1, "num_candidates must be at least 1, got ", num_candidates);
+  const std::vector<int64_t> sizes = {rows.rows, num_candidates};
+  const auto tokens = B::empty("sample_weights", "tokens", weights, sizes, Type::kInt64);
+  const auto log_q = B::empty("sample_weights", "log_q", weights, sizes, Type::kFloat32);
+  const SampleWeightsArgs args = {.weights = rows.data,
+                                  .dtype = rows.dtype,
+                                  .rows = rows.rows,
+                                  .vocab = rows.vocab,
+                                  .row_stride = rows.row_stride,
+                                  .keys = in<int64_t, B>(keys_),
+                                  .num_candidates = num_candidates,
+                                  .tokens = out<int64_t, B>(tokens),
+                                  .log_q = out<float, B>(log_q)};
+  backend.run(args, weights);
   return {tokens, log_q};
 }
 

@@ -13,6 +13,7 @@
 #include "edlm/resample.h"
 #include "edlm/reveal_steps.h"
 #include "edlm/sample_candidates.h"
+#include "edlm/sample_weights.h"
 #include "edlm/stream_keys.h"
 #include "edlm/token_log_probs.h"
 
@@ -163,6 +164,58 @@ void every_shape() {
   }
 }
 
+// The same for weights, of which every fourth is 0.
+void weights_of_every_shape() {
+  constexpr int64_t kRows = 3, kDraws = 4;
+  for (const auto dtype : {edlm::DType::kFloat32, edlm::DType::kBFloat16, edlm::DType::kFloat16}) {
+    for (const int64_t vocab : {1, 3, 15, 16, 17, 127, 128, 129, 2047, 2048, 2049, 4500}) {
+      for (const int64_t gap : {0, 1}) {
+        const int64_t stride = vocab + gap, size = edlm::size_of(dtype);
+        const int64_t elements = (kRows - 1) * stride + vocab + gap;
+        const auto memory = std::make_unique<char[]>(elements * size);
+        const auto value_at = [](int64_t i) { return i % 4 == 2 ? 0.0f : float(1 + i % 13); };
+        for (int64_t i = 0; i < elements; ++i) {
+          const float value = value_at(i);
+          const uint16_t word = half(dtype, value);
+          std::memcpy(memory.get() + i * size, size == 4 ? (const void*)&value : &word, size);
+        }
+        const int64_t keys[kRows] = {1, 2, 3};
+        const auto tokens = std::make_unique<int64_t[]>(kRows * kDraws);
+        const auto log_q = std::make_unique<float[]>(kRows * kDraws);
+        const edlm::SampleWeightsArgs args = {.weights = memory.get() + gap * size,
+                                              .dtype = dtype,
+                                              .rows = vocab == 1 ? 1 : kRows,
+                                              .vocab = vocab,
+                                              .row_stride = stride,
+                                              .keys = keys,
+                                              .num_candidates = kDraws,
+                                              .tokens = tokens.get(),
+                                              .log_q = log_q.get()};
+        expect(bool(edlm::cpu::sample_weights(args, 0, args.rows)), "status of weights");
+        for (int64_t i = 0; i < args.rows * kDraws; ++i) {
+          const int64_t first = gap + i / kDraws * stride;
+          double sum = 0;
+          for (int64_t v = 0; v < vocab; ++v) sum += value_at(first + v);
+          const bool inside = tokens[i] >= 0 && tokens[i] < vocab;
+          expect(inside && value_at(first + tokens[i]) > 0 &&
+                     std::abs(log_q[i] - std::log(value_at(first + tokens[i]) / sum)) < 1e-5,
+                 "draws from weights");
+        }
+      }
+    }
+  }
+  const float inf = std::numeric_limits<float>::infinity();
+  const std::vector<float> rows = {1, -1, 1, inf, 0, -0.0f};
+  const int64_t keys[] = {1, 2, 3};
+  int64_t tokens[3];
+  float log_q[3];
+  const edlm::SampleWeightsArgs args = {
+      rows.data(), edlm::DType::kFloat32, 3, 2, 2, keys, 1, tokens, log_q};
+  expect(edlm::cpu::sample_weights(args, 0, 3).code == edlm::Code::kBadWeight, "negative");
+  expect(edlm::cpu::sample_weights(args, 1, 3).row == 1, "+inf");
+  expect(edlm::cpu::sample_weights(args, 2, 3).code == edlm::Code::kNoWeight, "all 0");
+}
+
 void bad_rows_have_a_status() {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float inf = std::numeric_limits<float>::infinity();
@@ -222,6 +275,7 @@ int main() {
   uniform_is_open();
   draws_follow_probabilities();
   every_shape();
+  weights_of_every_shape();
   bad_rows_have_a_status();
   stream_keys_fold();
   resample_prefers_weight();

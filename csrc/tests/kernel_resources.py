@@ -18,6 +18,7 @@ WANTED_KERNELS = {
     "sum_log_probs_kernel",
     "sum_rows_kernel",
     "sample_candidates_kernel",
+    "sample_weights_kernel",
     "token_log_probs_kernel",
 }
 

@@ -24,6 +24,7 @@
 #include "resample.cu"
 #include "reveal_steps.cu"
 #include "sample_candidates.cu"
+#include "sample_weights.cu"
 #include "stream_keys.cu"
 #include "token_log_probs.cu"
 
@@ -136,12 +137,19 @@ struct Cuda {};
 Status run(Cpu, const edlm::SampleCandidatesArgs& args) {
   return edlm::cpu::sample_candidates(args, 0, args.rows);
 }
+Status run(Cpu, const edlm::SampleWeightsArgs& args) {
+  return edlm::cpu::sample_weights(args, 0, args.rows);
+}
 Status run(Cpu, const edlm::TokenLogProbsArgs& args) {
   return edlm::cpu::token_log_probs(args, 0, args.rows);
 }
 Status run(Cuda, const edlm::SampleCandidatesArgs& args) {
   std::vector<double> workspace(edlm::cuda::sample_candidates_workspace(args) / 8, NAN);
   return edlm::cuda::sample_candidates(args, workspace.data(), nullptr);
+}
+Status run(Cuda, const edlm::SampleWeightsArgs& args) {
+  std::vector<double> workspace(edlm::cuda::sample_weights_workspace(args) / 8, NAN);
+  return edlm::cuda::sample_weights(args, workspace.data(), nullptr);
 }
 Status run(Cuda, const edlm::TokenLogProbsArgs& args) {
   std::vector<double> workspace(edlm::cuda::token_log_probs_workspace(args) / 8, NAN);
@@ -517,6 +525,113 @@ void last_token() {
   expect_no_faults("last token");
 }
 
+// Draws from weights; `row_stride` for rows that are one and the same, 0.
+template <class Backend>
+Draws sample_weights(Backend backend, const Matrix& m, int64_t rows, int64_t row_stride,
+                     int64_t k) {
+  const std::vector<int64_t> keys =
+      row_stride ? keys_for(rows) : std::vector<int64_t>(rows, keys_for(1)[0]);
+  Draws draws = {std::vector<int64_t>(rows * k, -7), std::vector<float>(rows * k, 7), {}};
+  draws.status = run(backend, edlm::SampleWeightsArgs{.weights = m.logits,
+                                                      .dtype = m.dtype,
+                                                      .rows = rows,
+                                                      .vocab = m.vocab,
+                                                      .row_stride = row_stride,
+                                                      .keys = keys.data(),
+                                                      .num_candidates = k,
+                                                      .tokens = draws.tokens.data(),
+                                                      .log_q = draws.log_q.data()});
+  return draws;
+}
+
+// Weights of many magnitudes, some of them 0.
+void fill_weights(Matrix& m, float scale = 1) {
+  m.fill(3, unsigned(m.vocab));
+  for (int64_t r = 0; r < m.rows; ++r) {
+    for (int64_t v = 0; v < m.vocab; ++v) {
+      m.set(r, v, v % 7 == 3 ? 0.0f : std::exp(m.get(r, v) - 2) * scale);
+    }
+  }
+}
+
+void agree_on_weights(const Matrix& m, int64_t k) {
+  const std::string what = name_of(m, "weights");
+  const Draws cpu = sample_weights(Cpu{}, m, m.rows, m.row_stride, k);
+  const Draws cuda = sample_weights(Cuda{}, m, m.rows, m.row_stride, k);
+  expect(bool(cpu.status) && bool(cuda.status), "status of sample_weights, " + what);
+  int different = 0;
+  for (size_t i = 0; i < cpu.tokens.size(); ++i) {
+    const int64_t token = cuda.tokens[i];
+    expect(token >= 0 && token < m.vocab && cuda.log_q[i] <= 0, "token and log_q, " + what);
+    if (token < 0 || token >= m.vocab) continue;
+    expect(m.get(int64_t(i) / k, token) > 0, "a weight of 0 is never drawn, " + what);
+    different += cpu.tokens[i] != token;
+    if (cpu.tokens[i] == token) expect(close(cuda.log_q[i], cpu.log_q[i]), "log_q, " + what);
+  }
+  expect(different <= 1, "tokens, " + what);
+  if (m.rows && m.vocab > edlm::cuda::kShortRow && m.vocab < 100'000) {
+    const int64_t rows = edlm::cuda::kManyWaves * edlm::cuda::kBlocks<edlm::BFloat16>;
+    const Draws many = sample_weights(Cuda{}, m, rows, 0, k);
+    for (int64_t i = 0; i < rows * k; ++i) {
+      expect(many.tokens[i] == cuda.tokens[i % k] && many.log_q[i] == cuda.log_q[i % k],
+             "few rows and many agree to the bit, " + what);
+    }
+  }
+  expect_no_faults(what);
+}
+
+void weights() {
+  for (const DType dtype : kDTypes) {
+    for (const int64_t vocab : {1, 7, 28, 1024, 4096, 4097, 5003}) {
+      Matrix m(dtype, 3, vocab, 3, 1);
+      fill_weights(m);
+      agree_on_weights(m, 70);
+    }
+    for (int64_t offset = 0; offset < 16 / edlm::size_of(dtype); ++offset) {
+      Matrix m(dtype, 1, 3 * 1024 + 40, 0, offset);
+      fill_weights(m);
+      agree_on_weights(m, 9);
+    }
+    Matrix last(dtype, 2, 5000, 0, 0);
+    last.fill(0, 0);
+    for (int64_t r = 0; r < 2; ++r) last.set(r, 4999, 1);
+    expect(sample_weights(Cuda{}, last, 2, 5000, 1).tokens == std::vector<int64_t>{4999, 4999},
+           "the last weight");
+  }
+  for (const float scale : {0x1p-140f, 0x1p110f}) {
+    Matrix m(DType::kFloat32, 3, 4500, 1, 1);
+    fill_weights(m, scale);
+    agree_on_weights(m, 9);
+  }
+  Matrix huge(DType::kBFloat16, 1, 400'001, 0, 0);
+  fill_weights(huge);
+  agree_on_weights(huge, 4);
+  agree_on_weights(Matrix(DType::kFloat32, 0, 5000, 0, 0), 2);
+}
+
+void bad_weights() {
+  for (const int64_t vocab : {40, 5000}) {
+    for (const int64_t at : {int64_t{0}, vocab - 1}) {
+      const float bad[] = {1, kNaN, kInf, -kInf, -1e-30f, 3e38f, 0, -0.0f};
+      Matrix m(DType::kFloat32, 8, vocab, 0, 0);
+      m.fill(0, 0);
+      for (int64_t r = 0; r < 8; ++r) {
+        m.set(r, vocab / 2, r == 6 ? 0 : r == 5 ? 3e38f : 1);
+        m.set(r, at, bad[r]);
+      }
+      const Draws draws = sample_weights(Cuda{}, m, 8, vocab, 2);
+      for (int64_t i = 0; i < 16; ++i) {
+        const bool good = i / 2 == 0 || i / 2 == 7;
+        expect(
+            good ? draws.tokens[i] >= 0 && draws.log_q[i] <= 0
+                 : draws.tokens[i] == -1 && std::isnan(draws.log_q[i]),
+            "bad weights give token -1 and NaN, others are unharmed: row " + std::to_string(i / 2));
+      }
+      expect_no_faults("bad weights");
+    }
+  }
+}
+
 // Three rows more than 2^31 elements apart, in memory that exists only where it is touched.
 void rows_far_apart() {
   const int64_t vocab = 5000, row_stride = (int64_t{1} << 31) + 5;
@@ -691,6 +806,8 @@ constexpr Case kCases[] = {
     {"huge_vocabulary", huge_vocabulary},
     {"last_token", last_token},
     {"rows_far_apart", rows_far_apart},
+    {"weights", weights},
+    {"bad_weights", bad_weights},
     {"resample", resample},
     {"keys_and_steps", keys_and_steps},
 };

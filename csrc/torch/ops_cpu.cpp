@@ -32,6 +32,10 @@ struct Cpu : Tensors {
     const int64_t work = args.vocab + 256 * args.num_candidates;
     check<Cpu>(over_rows(cpu::sample_candidates, args, args.rows, work), "logits");
   }
+  static void run(const SampleWeightsArgs& args, const Tensor&) {
+    const int64_t work = args.vocab / 2 + 256 * args.num_candidates;
+    check<Cpu>(over_rows(cpu::sample_weights, args, args.rows, work), "weights");
+  }
   static void run(const TokenLogProbsArgs& args, const Tensor&) {
     check<Cpu>(over_rows(cpu::token_log_probs, args, args.rows, args.vocab), "logits");
   }

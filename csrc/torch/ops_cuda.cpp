@@ -43,6 +43,9 @@ struct Cuda : Tensors {
     launch(cuda::sample_candidates, cuda::sample_candidates_workspace, "sample_candidates", args,
            like);
   }
+  static void run(const SampleWeightsArgs& args, const Tensor& like) {
+    launch(cuda::sample_weights, cuda::sample_weights_workspace, "sample_weights", args, like);
+  }
   static void run(const TokenLogProbsArgs& args, const Tensor& like) {
     launch(cuda::token_log_probs, cuda::token_log_probs_workspace, "token_log_probs", args, like);
   }

@@ -6,6 +6,7 @@ STABLE_TORCH_LIBRARY(edlm, m) {
   m.def(
       "sample_candidates(Tensor logits, Tensor keys, int num_candidates, int forbidden_id, "
       "float temperature, float top_p) -> (Tensor, Tensor)");
+  m.def("sample_weights(Tensor weights, Tensor keys, int num_candidates) -> (Tensor, Tensor)");
   m.def(
       "token_log_probs(Tensor logits, Tensor targets, int forbidden_id, float temperature) "
       "-> Tensor");

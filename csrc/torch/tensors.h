@@ -101,6 +101,7 @@ template <class B, class Library>
 void register_ops(Library& m) {
   m.impl("stream_keys", TORCH_BOX(&OnTensors<&stream_keys<B>>::call));
   m.impl("sample_candidates", TORCH_BOX(&OnTensors<&sample_candidates<B>>::call));
+  m.impl("sample_weights", TORCH_BOX(&OnTensors<&sample_weights<B>>::call));
   m.impl("token_log_probs", TORCH_BOX(&OnTensors<&token_log_probs<B>>::call));
   m.impl("resample", TORCH_BOX(&OnTensors<&resample<B>>::call));
   m.impl("place_candidates", TORCH_BOX(&OnTensors<&place_candidates<B>>::call));

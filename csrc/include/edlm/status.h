@@ -9,6 +9,8 @@ enum class Code : int32_t {
   kOk,
   kNotANumber,   // `row` holds NaN or +inf where a token (or candidate) is allowed
   kNothingLeft,  // `row` allows nothing: every logit (or log-weight) is -inf
+  kBadWeight,    // `row` holds NaN, a negative weight or +inf, or more than a float holds in all
+  kNoWeight,     // `row` holds nothing but weights of 0
   kBadTarget,    // `row` names a target outside [0, vocab)
   kDevice,       // `row` is the cudaError_t
 };
