@@ -1,0 +1,106 @@
+"""The terms of the bounds on -log p that one noisy window after another gives."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edlm_engine import ops
+from edlm_engine.energies.protocol import energy_function
+from edlm_engine.engine import Engine
+from edlm_engine.evaluation.likelihood import log_partition_bounds, selection_gain
+from edlm_engine.evaluation.marginals import Marginals, sums
+from edlm_engine.evaluation.metrics import effective_sample_size
+from edlm_engine.evaluation.noising import Noisy
+from edlm_engine.models.denoiser import device_of
+from edlm_engine.sampling.config import GenerationConfig
+from edlm_engine.sampling.plan import CANDIDATES
+
+
+def bound_terms(
+    engine: Engine, part: Noisy, config: GenerationConfig, candidates: list[int], pool: int
+) -> dict[str, Tensor]:
+    """Per noisy window [G], float64 nats on the host:
+
+    denoiser: -log p_theta of what is revealed. With `candidates`, 0 where a step uses no energy:
+    gain K: how much more likely K candidates make it, at least (see `selection_gain`).
+    paper lower, paper upper: what the paper's formula adds, by either side of Theorem 1.
+    And NaN there: log_z width, ess: of the `pool` samples behind log Z.
+    """
+    denoiser: Any = engine.denoiser
+    device = device_of(denoiser)
+    x0, masked = part.x0.to(device), torch.from_numpy(part.masked).to(device)
+    rows, length = x0.shape
+    places = masked.flatten().nonzero().flatten()
+    xt, target = x0.masked_fill(masked, denoiser.mask_id), x0.flatten()[places]
+    sigmas = part.sigmas.to(device)
+    marginals = Marginals(denoiser, xt, sigmas, places, temperature=config.temperature)
+    log_p = marginals.log_probs(target)
+    # What a step reveals is a random part of what is masked: the mean over such parts is taken.
+    share = torch.from_numpy(part.revealed.sum(1) / part.masked.sum(1))
+    terms = {"denoiser": -share * sums(log_p, places, rows, length).cpu()}
+    if not candidates:
+        return terms
+    zero = torch.zeros(rows, dtype=torch.float64)
+    gains = {f"gain {k}": zero.clone() for k in candidates}
+    paper = {f"paper {side}": zero.clone() for side in ("lower", "upper")}
+    facts = {name: torch.full_like(zero, torch.nan) for name in ("log_z width", "ess")}
+    if (used := np.flatnonzero(part.uses_energy)).size:
+        scored = torch.from_numpy(used)
+        inside = torch.from_numpy(part.uses_energy).to(device)[places // length].nonzero().flatten()
+        drawn = _Drawn(marginals.at(inside), log_p[inside], target[inside], places[inside])
+        data, free, fixed = _log_weights(engine, part, config, xt, drawn, pool)
+        bounds = log_partition_bounds(free)
+        for name, log_z in zip(paper, bounds, strict=True):
+            paper[name][scored] = share[scored] * (log_z - data)
+        facts["log_z width"][scored] = bounds[1] - bounds[0]
+        facts["ess"][scored] = effective_sample_size(free)
+        for k, name in zip(candidates, gains, strict=True):
+            gains[name][scored] = selection_gain(fixed, free, k)
+    return terms | gains | paper | facts
+
+
+class _Drawn(NamedTuple):
+    """The masked places [R], flat in [G, L], of the rows that use the energy."""
+
+    marginals: Marginals
+    log_p: Tensor  # [R] of the window's own tokens
+    target: Tensor  # [R] those tokens
+    places: Tensor  # [R]
+
+
+def _log_weights(
+    engine: Engine, part: Noisy, config: GenerationConfig, xt: Tensor, drawn: _Drawn, pool: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log-weights, -energy / temperature, float64 on the host, of the E rows that use the energy:
+    the window itself [E], free candidates [E, pool], and [E, pool] with its revealed tokens."""
+    assert engine.energy is not None
+    length, device = xt.shape[1], xt.device
+    rows = torch.from_numpy(np.flatnonzero(part.uses_energy)).to(device)
+    owner, position = drawn.places // length, drawn.places % length
+    place = torch.searchsorted(rows, owner)  # among the E rows
+    keys = ops.stream_keys(part.seeds.to(device)[owner], CANDIDATES, position)
+    tokens, log_q = drawn.marginals.sample(keys, 2 * pool)
+    kept = torch.from_numpy(part.revealed).to(device).flatten()[drawn.places]
+    own_tokens, own_log_q = drawn.target[:, None], drawn.log_p[:, None]
+    tokens[:, pool:] = tokens[:, pool:].where(~kept[:, None], own_tokens)
+    log_q = torch.cat(
+        [own_log_q, log_q[:, :pool], log_q[:, pool:].where(~kept[:, None], own_log_q)], 1
+    )
+    x0 = xt[rows, None].repeat(1, 1 + 2 * pool, 1)
+    x0[place, :, position] = torch.cat([own_tokens, tokens], 1)
+    log_q[position < getattr(engine.energy, "first_position", 0)] = 0
+    total = torch.zeros(len(rows), 1 + 2 * pool, dtype=torch.float64, device=device)
+    total.index_add_(0, place, log_q)
+    energy = energy_function(engine.energy)(
+        x0,
+        xt[rows],
+        total.float(),
+        part.times.to(device)[rows].float(),
+        masked=part.masked[part.uses_energy],
+    )
+    log_w = (-energy.double() / config.energy_temperature).cpu()
+    return log_w[:, 0], log_w[:, 1 : 1 + pool], log_w[:, 1 + pool :]
