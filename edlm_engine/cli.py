@@ -178,31 +178,10 @@ def _bundle(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    _require("--num", args.num, 2)
-    _require("--batch-size", args.batch_size, 1)
-    config = _config(args)
     _prepare(args)
-    from edlm_engine.evaluation.compare import compare_energy, table
-    from edlm_engine.evaluation.judge import Judge
+    from edlm_engine.evaluation import commands
 
-    engine = _engine(args)
-    if engine.energy is None:
-        raise ValueError(f"--energy must be an AR model or an NCE energy, got {args.energy}")
-    model = engine.energy.model
-    if not hasattr(model, "first_position"):  # a learned energy gives no probabilities
-        args.energy = "ar"
-        model = _engine(args).energy.model
-    comparison = compare_energy(
-        engine,
-        model,
-        num=args.num,
-        batch_size=args.batch_size,
-        config=config,
-        seed=args.seed,
-        progress=args.progress,
-        judge=None if args.judge is None else Judge.load(args.judge, device=args.device),
-    )
-    print(json.dumps(comparison.to_json()) if args.json else table(comparison))
+    getattr(commands, args.form or "compare")(args, _engine, _config)
 
 
 def _demo(args: argparse.Namespace) -> None:

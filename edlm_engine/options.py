@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from edlm_engine.evaluation.options import add_evaluate
 from edlm_engine.training.config import AdaptConfig, RunConfig, TrainConfig
 from edlm_engine.version import __version__
 
@@ -95,23 +96,7 @@ def command_line() -> argparse.ArgumentParser:
         help="files or folders with the held-out texts, to measure the rounded weights on",
     )
 
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="log p_AR of generated text with the energy and without it",
-        description="The AR model of the energy scores the text, or with an NCE energy the one "
-        "beside the denoiser.",
-    )
-    _add_engine_options(evaluate)
-    _add_sampling_options(evaluate)
-    evaluate.add_argument("--num", type=int, default=64, help="sequences of each (default 64)")
-    evaluate.add_argument("--batch-size", type=int, default=16, help="at a time (default 16)")
-    evaluate.add_argument(
-        "--judge",
-        help="a causal language model of another vocabulary that reads the texts: smollm2, a "
-        "folder of transformers or a GGUF file",
-    )
-    evaluate.add_argument("--json", action="store_true", help="one JSON object")
-    evaluate.add_argument("--progress", action="store_true", help="show progress bars")
+    add_evaluate(commands, _add_engine_options, _add_sampling_options)
 
     demo = commands.add_parser("demo", help="see it work: a free text, and one with gaps filled in")
     demo.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")
@@ -179,11 +164,11 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+def _add_sampling_options(parser: argparse.ArgumentParser, steps: int = 128) -> None:
     def add(flag: str, kind: type, default: float | None, text: str) -> None:
         parser.add_argument(flag, type=kind, default=default, help=text.format(default))
 
-    add("--steps", int, 128, "time steps (default {}); 0: one position at a time")
+    add("--steps", int, steps, "time steps (default {}); 0: one position at a time")
     add("--candidates", int, 8, "K (default {}), 1 for plain MDLM")
     add("--window", float, 1.0, "energy at t in [1 - window, 1] (default {})")
     add("--temperature", float, 1.0, "of the denoiser (default {})")

@@ -108,6 +108,11 @@ def test_bad_input_is_one_line_and_status_2(capsys, arguments, message):
         ("generate", ["--threads", "0"], "--threads must be >= 1, got 0"),
         ("evaluate", ["--num", "1"], "--num must be >= 2, got 1"),
         ("evaluate", ["--batch-size", "0"], "--batch-size must be >= 1, got 0"),
+        (
+            "evaluate",
+            ["likelihood", "--data", ".", "--windows", "1"],
+            "--windows must be >= 2, got 1",
+        ),
         ("evaluate", ["--temperature", "0"], "temperature must be in [1e-30, 1e30], got 0.0"),
     ],
 )
@@ -215,6 +220,33 @@ def test_evaluate(capsys):
     assert energy["nfe"] == plain["nfe"]
     assert abs(energy["log_p"] - plain["log_p"] - result["gain"]) < 1e-6
     assert run(capsys, "evaluate", *QUICK, "--energy", "none")[0] == 2
+
+
+def test_evaluate_likelihood(capsys, tmp_path):
+    text = tmp_path / "book.txt"
+    text.write_text("It was a fine day, and the old man went out to look at the sea.\n" * 20)
+    quick = ["evaluate", "likelihood", "--windows", "2", "--draws", "1", "--length", "16"]
+    quick += ["--data", str(text)]
+    options = [*quick, "--candidates", "3", "--pool", "4"]
+    status, out, _ = run(capsys, *options, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["windows"] == 2 and found["length"] == 16
+    assert list(found["sampler"]) == ["2", "3"] and found["steps"] is None
+    denoiser, gain = found["denoiser"]["nats_per_token"], found["gain"]["3"]["nats_per_token"]
+    assert found["sampler"]["3"]["nats_per_token"] == pytest.approx(denoiser - gain)
+    bits = found["ar"]["bits_per_token"] / found["characters_per_token"]
+    assert found["ar"]["bits_per_character"] == pytest.approx(bits) and 0.5 < bits < 5
+    status, out, _ = run(capsys, *options)
+    assert status == 0 and "sampler, K = 3, upper bound" in out and "is no bound" in out
+    status, out, _ = run(capsys, *quick, "--energy", "none", "--steps", "4")
+    assert status == 0 and "denoiser, upper bound" in out and "paper" not in out
+    assert run(capsys, "evaluate", "likelihood", "--data", str(tmp_path / "x"))[0] == 2
+
+
+def test_options_before_a_form_of_evaluate_are_not_lost(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--num", "3", "likelihood", "--data", "x"])
+    assert "--num must come after likelihood" in capsys.readouterr().err
 
 
 def test_train_bundle_and_use(capsys, tmp_path):

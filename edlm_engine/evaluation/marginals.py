@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edlm_engine import ops
-from edlm_engine.execution.graphs import call_model
+from edlm_engine.sampling.run import evaluate
 
 
 class Marginals:
@@ -30,10 +30,8 @@ class Marginals:
         *,
         temperature: float = 1.0,
     ) -> None:
-        self._has_head = hasattr(denoiser, "hidden")
-        values = call_model(denoiser, "hidden" if self._has_head else "logits", xt, sigma)
-        self._values = values.flatten(0, 1).index_select(0, places)
-        self._head = denoiser.head if self._has_head else None
+        self._values = evaluate(denoiser, xt, sigma).flatten(0, 1).index_select(0, places)
+        self._head = denoiser.head if hasattr(denoiser, "hidden") else None
         self._options = {"forbidden_id": denoiser.mask_id, "temperature": temperature}
 
     def at(self, which: Tensor) -> Marginals:

@@ -65,11 +65,11 @@ def noisy_windows(
     # Of plans with different numbers of steps, each at its own stratum.
     pick = np.floor(plan.nfe * (stratum.numpy() / draws)).astype(np.int64)
     rows = np.arange(len(seeds))
-    numbers, times = plan.numbers[rows, pick], torch.from_numpy(plan.times[rows, pick])
+    times = torch.from_numpy(plan.times[rows, pick])
     return Noisy(
         x0=windows.repeat_interleave(draws, 0),
-        masked=plan.revealed_in >= numbers[:, None],
-        revealed=plan.revealed_in == numbers[:, None],
+        masked=plan.masked(rows, pick),
+        revealed=plan.revealed(rows, pick),
         times=times,
         sigmas=schedule.sigma(times).float(),
         steps=torch.from_numpy(plan.nfe),

@@ -1,0 +1,76 @@
+"""The options of `edlm evaluate` and its forms. As in `edlm_engine.options`, without torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+# Adds options that several commands have.
+Add = Callable[..., None]
+
+
+class _Forms(argparse._SubParsersAction):
+    """Sub-commands of a command that is one itself: its own options before them would be lost."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        own = [a for a in parser._actions if a.option_strings and hasattr(namespace, a.dest)]
+        given = [a.option_strings[0] for a in own if getattr(namespace, a.dest) != a.default]
+        if given:
+            name = (values or [""])[0]
+            parser.error(f"{', '.join(given)} must come after {name}")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_evaluate(commands: Any, add_engine_options: Add, add_sampling_options: Add) -> None:
+    """The command and its forms, with the options of the other commands that have them too."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="log p_AR of generated text with the energy and without it; likelihood of held-out "
+        "text",
+        description="Alone: text with the energy and without it, scored by the AR model of the "
+        "energy, or with an NCE energy by the one beside the denoiser.",
+    )
+    add_engine_options(evaluate)
+    add_sampling_options(evaluate)
+    evaluate.add_argument("--num", type=int, default=64, help="sequences of each (default 64)")
+    evaluate.add_argument("--batch-size", type=int, default=16, help="at a time (default 16)")
+    evaluate.add_argument(
+        "--judge",
+        help="a causal language model of another vocabulary that reads the texts: smollm2, a "
+        "folder of transformers or a GGUF file",
+    )
+    _add_output_options(evaluate)
+    forms = evaluate.add_subparsers(dest="form", action=_Forms, metavar="likelihood")
+
+    about = "bounds on -log p of held-out text: the denoiser's, the sampler's, the paper's estimate"
+    likelihood = forms.add_parser("likelihood", help=about, description=about)
+    likelihood.add_argument(
+        "--data", nargs="+", required=True, help="text files, or folders of *.txt files"
+    )
+    likelihood.add_argument(
+        "--unwrap",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="join the wrapped lines of plain-text books, a paragraph a line",
+    )
+    add_engine_options(likelihood)
+    add_sampling_options(likelihood, steps=0)
+    add_int = _int_options(likelihood)
+    add_int("--windows", 64, "texts of the model's length, evenly spread over the data")
+    add_int("--draws", 4, "noisy states of each, at stratified times")
+    add_int("--pool", 16, "candidates of each such state for log Z, and for the sampler's bound")
+    add_int("--batch-size", 8, "noisy states at a time")
+    _add_output_options(likelihood)
+
+
+def _int_options(parser: argparse.ArgumentParser) -> Callable[[str, int, str], None]:
+    def add(flag: str, default: int, text: str) -> None:
+        parser.add_argument(flag, type=int, default=default, help=f"{text} (default {default})")
+
+    return add
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--progress", action="store_true", help="show progress bars")
