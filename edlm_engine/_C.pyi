@@ -12,8 +12,11 @@ def sample_candidates(
     forbidden_id: int = -1,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: bool = False,
     threads: int = 1,
-) -> tuple[Any, Any]: ...
+) -> tuple[Any, ...]: ...
 def sample_weights(
     weights: Any, keys: Any, num_candidates: int, *, threads: int = 1
 ) -> tuple[Any, Any]: ...

@@ -83,14 +83,20 @@ def sample_candidates(
     forbidden_id: int = -1,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: bool = False,
     threads: int = 1,
-) -> tuple[Array, Array]:
+) -> tuple[Array, ...]:
     """Draw K tokens per row of ``logits [R, V]``, independent and with replacement.
 
     Returns ``tokens [R, K]`` int64 and ``log_q [R, K]`` float32, the log-probability of each token
-    under the distribution it was drawn from: ``softmax(logits / temperature)`` without
-    ``forbidden_id`` (-1 for none), cut to its nucleus and renormalised if ``top_p < 1``.
-    ``keys [R]`` int64 name the rows' random streams; candidate j of a row does not depend on K.
+    under the law it was drawn from: ``softmax(logits / temperature)`` without ``forbidden_id`` (-1
+    for none), cut by ``top_k`` (0 for none), then by ``top_p`` (1 for none), then by ``min_p`` (0
+    for none), where each cut keeps ties and renormalises. With ``statistics`` also [R, 3] float32,
+    that law's entropy in nats and the log-probabilities of its two most likely tokens (-inf for
+    none). ``keys [R]`` int64 name the rows' random streams; candidate j of a row does not depend on
+    K.
     """
     return _C.sample_candidates(
         logits,
@@ -99,6 +105,9 @@ def sample_candidates(
         forbidden_id=_int("forbidden_id", forbidden_id),
         temperature=_float("temperature", temperature),
         top_p=_float("top_p", top_p),
+        top_k=_int("top_k", top_k),
+        min_p=_float("min_p", min_p),
+        statistics=bool(statistics),
         threads=_int("threads", threads),
     )
 

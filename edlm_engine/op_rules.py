@@ -19,9 +19,19 @@ def _(seeds, coordinates):
 
 
 @torch.library.register_fake("edlm::sample_candidates")
-def _(logits, keys, num_candidates, forbidden_id, temperature, top_p):
+def _(logits, keys, num_candidates, forbidden_id, temperature, top_p, top_k=0, min_p=0.0):
     shape = (logits.shape[0], num_candidates)
     return logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.register_fake("edlm::sample_candidates_statistics")
+def _(logits, keys, num_candidates, forbidden_id, temperature, top_p, top_k=0, min_p=0.0):
+    rows = logits.shape[0]
+    return (
+        logits.new_empty((rows, num_candidates), dtype=torch.int64),
+        logits.new_empty((rows, num_candidates), dtype=torch.float32),
+        logits.new_empty((rows, 3), dtype=torch.float32),
+    )
 
 
 @torch.library.register_fake("edlm::sample_weights")
@@ -106,10 +116,11 @@ def _no_gradient(what: str):
 torch.library.register_autograd(
     "edlm::token_log_probs", _token_log_probs_gradient, setup_context=_save_for_gradient
 )
-torch.library.register_autograd(
-    "edlm::sample_candidates",
-    _no_gradient("sample_candidates has no gradient: use token_log_probs at the drawn tokens"),
-)
+for name in ("sample_candidates", "sample_candidates_statistics"):
+    torch.library.register_autograd(
+        f"edlm::{name}",
+        _no_gradient("sample_candidates has no gradient: use token_log_probs at the drawn tokens"),
+    )
 torch.library.register_autograd(
     "edlm::sample_weights",
     _no_gradient("sample_weights has no gradient: gather the weights of the drawn tokens"),

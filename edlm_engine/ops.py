@@ -25,21 +25,22 @@ torch's own ops: start worker processes by "spawn", or before the first call.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 import edlm_engine.op_rules  # noqa: F401  # loads the library
 from edlm_engine.arrays import signed_word
+from edlm_engine.head_rows import (  # noqa: F401
+    HEAD_WORKSPACE_BYTES,
+    head_rows,
+    head_workspace,
+    one_head_workspace,
+)
 from edlm_engine.step_ops import place_candidates, reveal_chosen, sum_log_probs  # noqa: F401
 from edlm_engine.weight_ops import sample_weights  # noqa: F401
-
-HEAD_WORKSPACE_BYTES = 60 << 20
-"""Largest workspace of the ``head_*`` ops: the logits that exist at a time, in bytes."""
 
 
 def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
@@ -75,6 +76,7 @@ def stream_keys(seeds: Tensor | int, *coordinates: Tensor | int) -> Tensor:
     return folded.reshape(first.shape)
 
 
+@overload
 def sample_candidates(
     logits: Tensor,
     keys: Tensor,
@@ -83,19 +85,55 @@ def sample_candidates(
     forbidden_id: int = -1,
     temperature: float = 1.0,
     top_p: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def sample_candidates(
+    logits: Tensor,
+    keys: Tensor,
+    num_candidates: int,
+    *,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def sample_candidates(
+    logits: Tensor,
+    keys: Tensor,
+    num_candidates: int,
+    *,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: bool = False,
+) -> tuple[Tensor, ...]:
     """Draw K tokens per row of ``logits [R, V]``, independent and with replacement.
 
     Returns ``tokens [R, K]`` int64 and ``log_q [R, K]`` float32, the log-probability of each token
-    under the distribution it was drawn from: ``softmax(logits / temperature)`` without
-    ``forbidden_id`` (-1 for none). With ``top_p < 1`` that distribution is cut to its nucleus, the
-    most likely tokens whose probabilities first reach ``top_p`` (all tokens tied with the last one
-    are kept), and renormalised. ``keys [R]`` int64 name the rows' random streams; candidate j of a
-    row does not depend on K. The row is read once for any K (``top_p < 1`` reads it twice).
+    under the law it was drawn from: ``softmax(logits / temperature)`` without ``forbidden_id`` (-1
+    for none), cut by ``top_k``, then by ``top_p``, then by ``min_p``, where each cut renormalises
+    what the one before it left:
+
+    - ``top_k`` (0 for none) keeps the ``top_k`` most likely tokens,
+    - ``top_p`` (1 for none) the most likely tokens whose probabilities first reach ``top_p``,
+    - ``min_p`` (0 for none) those at least ``min_p`` times as likely as the most likely one.
+
+    Tokens tied with the last one kept are kept. With ``statistics`` there is a third result,
+    ``[R, 3]`` float32: of the same law, its entropy in nats, and the log-probabilities of its most
+    likely and second most likely token (-inf if there is none). ``keys [R]`` int64 name the rows'
+    random streams; candidate j of a row does not depend on K, nor on ``statistics``. The row is
+    read once for any K, with statistics too; cuts read it, or what they leave of it, again.
     """
-    return torch.ops.edlm.sample_candidates(
-        logits, keys, num_candidates, forbidden_id, temperature, top_p
-    )
+    edlm = torch.ops.edlm
+    op = edlm.sample_candidates_statistics if statistics else edlm.sample_candidates
+    return op(logits, keys, num_candidates, forbidden_id, temperature, top_p, top_k, min_p)
 
 
 def token_log_probs(
@@ -110,6 +148,7 @@ def token_log_probs(
     return torch.ops.edlm.token_log_probs(logits, targets, forbidden_id, temperature)
 
 
+@overload
 def head_sample_candidates(
     hidden: Tensor,
     weight: Tensor,
@@ -120,8 +159,42 @@ def head_sample_candidates(
     forbidden_id: int = -1,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: Literal[False] = False,
     workspace: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def head_sample_candidates(
+    hidden: Tensor,
+    weight: Tensor,
+    keys: Tensor,
+    num_candidates: int,
+    *,
+    bias: Tensor | None = None,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: Literal[True],
+    workspace: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def head_sample_candidates(
+    hidden: Tensor,
+    weight: Tensor,
+    keys: Tensor,
+    num_candidates: int,
+    *,
+    bias: Tensor | None = None,
+    forbidden_id: int = -1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: bool = False,
+    workspace: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """:func:`sample_candidates` of ``hidden [R, D] @ weight.T + bias``, without its [R, V] logits.
 
     ``weight [V, D]``, ``bias [V]`` and ``hidden`` share a dtype. The product is the library's; the
@@ -132,19 +205,14 @@ def head_sample_candidates(
     float32 and is rounded to 16 bits, since no library product on CPU returns float32 from 16-bit
     operands.
     """
+    edlm = torch.ops.edlm
+    op = edlm.sample_candidates_statistics if statistics else edlm.sample_candidates
+    law = (forbidden_id, temperature, top_p, top_k, min_p)
     parts = [
-        sample_candidates(
-            logits,
-            keys[rows],
-            num_candidates,
-            forbidden_id=forbidden_id,
-            temperature=temperature,
-            top_p=top_p,
-        )
-        for rows, logits in _head_rows(hidden, weight, bias, keys, "keys", workspace)
+        op(logits, keys[rows], num_candidates, *law)
+        for rows, logits in head_rows(hidden, weight, bias, keys, "keys", workspace)
     ]
-    tokens, log_q = zip(*parts, strict=True)
-    return _joined(tokens), _joined(log_q)
+    return tuple(_joined(part) for part in zip(*parts, strict=True))
 
 
 def head_token_log_probs(
@@ -166,7 +234,7 @@ def head_token_log_probs(
             token_log_probs(
                 logits, targets[rows], forbidden_id=forbidden_id, temperature=temperature
             )
-            for rows, logits in _head_rows(hidden, weight, bias, targets, "targets", workspace)
+            for rows, logits in head_rows(hidden, weight, bias, targets, "targets", workspace)
         ]
     )
 
@@ -174,103 +242,6 @@ def head_token_log_probs(
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """The parts, one after another; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
-
-
-def head_workspace(vocab_size: int, rows: int, dtype: torch.dtype, device="cpu") -> Tensor:
-    """Workspace for the ``head_*`` ops on up to ``rows`` rows: uint8, at most
-    :data:`HEAD_WORKSPACE_BYTES` (but one row at least)."""
-    row = vocab_size * dtype.itemsize
-    fitting = max(1, min(rows, HEAD_WORKSPACE_BYTES // row))
-    return torch.empty(fitting * row, dtype=torch.uint8, device=device)
-
-
-@contextmanager
-def one_head_workspace(shared: threading.local | None = None) -> Iterator[None]:
-    """Within the body, ``head_*`` calls of a thread that are given no workspace share one.
-
-    It has room for :data:`HEAD_WORKSPACE_BYTES` (or one row, if that is more) from the first call
-    on, so a loop of calls allocates it once; pages never written to take no memory on the CPU.
-    Threads that inherit the context (``asyncio.to_thread``) have one each. ``shared``, a
-    ``threading.local()``, keeps it from one body to the next.
-    """
-    token = _shared.set(threading.local() if shared is None else shared)
-    try:
-        yield
-    finally:
-        _shared.reset(token)
-
-
-_shared: ContextVar[threading.local | None] = ContextVar("workspace", default=None)
-
-
-def _workspace(vocab_size: int, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The shared workspace if there is one, else one for this call."""
-    shared = None if torch.compiler.is_compiling() else _shared.get()
-    if shared is None:
-        return head_workspace(vocab_size, rows, dtype, device)
-    workspace = getattr(shared, "workspace", None)
-    if (
-        workspace is None
-        or workspace.device != device
-        or workspace.numel() < vocab_size * dtype.itemsize
-    ):
-        workspace = head_workspace(vocab_size, HEAD_WORKSPACE_BYTES, dtype, device)
-        shared.workspace = workspace
-    return workspace
-
-
-def _head_rows(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    per_row: Tensor,
-    what: str,
-    workspace: Tensor | None,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows at a time and their logits, which the next turn overwrites."""
-    if (
-        hidden.dim() != 2
-        or weight.dim() != 2
-        or hidden.shape[1] != weight.shape[1]
-        or len(weight) < 1
-    ):
-        raise ValueError(
-            "hidden and weight must have shapes [R, D] and [V, D] with V >= 1, "
-            f"got {list(hidden.shape)} and {list(weight.shape)}"
-        )
-    if hidden.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
-        got = [x.dtype for x in (hidden, weight, bias) if x is not None]
-        raise ValueError(f"hidden, weight and bias must share a dtype, got {got}")
-    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if x is not None and x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"the head_* ops have no gradient and {name} requires grad: call them under "
-                "torch.no_grad(), or token_log_probs on the full logits"
-            )
-    vocab, rows = weight.shape[0], hidden.shape[0]
-    if bias is not None and bias.shape != (vocab,):
-        raise ValueError(f"bias must have shape [{vocab}], got {list(bias.shape)}")
-    if per_row.shape != (rows,):
-        raise ValueError(f"{what} must have shape [{rows}], got {list(per_row.shape)}")
-    if workspace is None:
-        workspace = _workspace(vocab, rows, weight.dtype, weight.device)
-    if workspace.dtype != torch.uint8 or workspace.numel() < vocab * weight.itemsize:
-        raise ValueError(
-            f"workspace must be uint8 with at least {vocab * weight.itemsize} elements, "
-            f"got {workspace.dtype} {list(workspace.shape)}"
-        )
-    fitting = workspace.numel() // (vocab * weight.itemsize)
-    buffer = workspace[: fitting * vocab * weight.itemsize].view(weight.dtype).view(fitting, vocab)
-    # No rows are one part too, so that the other arguments are checked all the same.
-    for first in range(0, max(1, rows), fitting):
-        part = slice(first, min(rows, first + fitting))
-        logits = buffer[: part.stop - first]
-        with torch.no_grad():  # not around the yield, where it would reach into the caller
-            if bias is None:
-                torch.mm(hidden[part], weight.T, out=logits)
-            else:
-                torch.addmm(bias, hidden[part], weight.T, out=logits)
-        yield part, logits
 
 
 def resample(log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:

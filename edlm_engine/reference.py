@@ -10,6 +10,7 @@ Randomness is addressed, not drawn: see `edlm_engine.reference_random`.
 import torch
 from torch import Tensor
 
+from edlm_engine.reference_law import check_rows, law_statistics, log_softmax
 from edlm_engine.reference_random import (
     SAMPLE_TAG,
     check,
@@ -25,40 +26,6 @@ from edlm_engine.reference_weights import sample_weights  # noqa: F401
 
 RESAMPLE_TAG = 0x52455341
 
-TEMPERATURES = (1e-30, 1e30)
-
-
-def log_softmax(
-    logits: Tensor, forbidden_id: int = -1, temperature: float = 1.0, top_p: float = 1.0
-) -> Tensor:
-    """Float64 log-probabilities [R, V] of the distribution that the sampling ops draw from.
-
-    softmax(logits / temperature) over all tokens but `forbidden_id` (-1: none), cut to the nucleus:
-    the tokens whose logit is at least that of the last one that the descending cumulative sum needs
-    to reach `top_p` (equal logits at that threshold stay), renormalised. Excluded tokens get -inf.
-    """
-    check(logits.dim() == 2, "logits must have shape [R, V]", list(logits.shape))
-    vocab = logits.shape[1]
-    check(vocab >= 1, "logits must have V >= 1", vocab)
-    check(-1 <= forbidden_id < vocab, f"forbidden_id must be in [-1, {vocab})", forbidden_id)
-    least, most = TEMPERATURES
-    check(least <= temperature <= most, f"temperature must be in [{least}, {most}]", temperature)
-    check(0 < top_p <= 1, "top_p must be in (0, 1]", top_p)
-    scores = logits.double().clone()
-    if forbidden_id >= 0:
-        scores[:, forbidden_id] = -torch.inf
-    _check_rows(scores, "logits")
-    # The largest score becomes 0 before the division: no temperature, however small, overflows.
-    log_probs = torch.log_softmax((scores - scores.amax(dim=1, keepdim=True)) / temperature, dim=1)
-    if top_p < 1:
-        # By logits: at a high temperature those that differ may round to one probability.
-        descending, order = scores.sort(dim=1, descending=True)
-        reached = log_probs.exp().gather(1, order).cumsum(dim=1)
-        needed = (reached < top_p).sum(dim=1, keepdim=True).clamp(max=vocab - 1)
-        outside = scores < descending.gather(1, needed)
-        log_probs = torch.log_softmax(log_probs.masked_fill(outside, -torch.inf), dim=1)
-    return log_probs
-
 
 def sample_candidates(
     logits: Tensor,
@@ -68,20 +35,25 @@ def sample_candidates(
     forbidden_id: int = -1,
     temperature: float = 1.0,
     top_p: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+    top_k: int = 0,
+    min_p: float = 0.0,
+    statistics: bool = False,
+) -> tuple[Tensor, ...]:
     """K independent draws from each row of logits [R, V].
 
     Returns tokens [R, K] int64 and log_q [R, K] float32, the log-probability of the drawn token
-    under the distribution drawn from (see `log_softmax`). Candidate j of a row depends on its
-    logits, its key [R] and j alone, and not on K.
+    under the law drawn from (see `log_softmax`), and with `statistics` those of the law [R, 3] (see
+    `law_statistics`). Candidate j of a row depends on its logits, its key [R] and j alone, and not
+    on K.
     """
     check(num_candidates >= 1, "num_candidates must be >= 1", num_candidates)
-    log_probs = log_softmax(logits, forbidden_id, temperature, top_p)
+    log_probs = log_softmax(logits, forbidden_id, temperature, top_p, top_k, min_p)
     check_int64("keys", keys, log_probs.shape[0])
     draws = torch.arange(num_candidates, device=keys.device)
     u = uniform(random_bits(keys[:, None], draws, 0, SAMPLE_TAG))
     tokens = inverse_cdf(torch.exp(log_probs), u)
-    return tokens, log_probs.gather(1, tokens).float()
+    drawn = tokens, log_probs.gather(1, tokens).float()
+    return (*drawn, law_statistics(log_probs)) if statistics else drawn
 
 
 def token_log_probs(
@@ -108,19 +80,10 @@ def head_sample_candidates(
     num_candidates: int,
     *,
     bias: Tensor | None = None,
-    forbidden_id: int = -1,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """`sample_candidates` of hidden [R, D] @ weight [V, D].T + bias [V]."""
-    return sample_candidates(
-        _head(hidden, weight, bias),
-        keys,
-        num_candidates,
-        forbidden_id=forbidden_id,
-        temperature=temperature,
-        top_p=top_p,
-    )
+    **options,
+) -> tuple[Tensor, ...]:
+    """`sample_candidates` of hidden [R, D] @ weight [V, D].T + bias [V], with its options."""
+    return sample_candidates(_head(hidden, weight, bias), keys, num_candidates, **options)
 
 
 def head_token_log_probs(
@@ -149,7 +112,7 @@ def resample(log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]
     check(candidates >= 1, "log_weights must have K >= 1", candidates)
     check_int64("keys", keys, log_weights.shape[0])
     log_weights = log_weights.double()
-    _check_rows(log_weights, "log_weights")
+    check_rows(log_weights, "log_weights")
     largest = log_weights.amax(dim=1, keepdim=True)
     weights = torch.exp(log_weights - largest)
     total = weights.sum(dim=1)
@@ -273,14 +236,3 @@ def reveal_steps(keys: Tensor, length: int, mask_probs: Tensor) -> Tensor:
 def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     logits = hidden.double() @ weight.double().T
     return logits if bias is None else logits + bias.double()
-
-
-def _check_rows(values: Tensor, name: str) -> None:
-    bad = (values.isnan() | values.isposinf()).any(dim=1)
-    if bad.any():
-        raise RuntimeError(f"{name} row {int(bad.nonzero()[0])} holds NaN or +inf")
-    empty = values.isneginf().all(dim=1)
-    if empty.any():
-        raise RuntimeError(
-            f"{name} row {int(empty.nonzero()[0])} allows nothing: every entry is -inf"
-        )

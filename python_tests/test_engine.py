@@ -15,6 +15,7 @@ from edlm_engine import (
     Engine,
     GenerationConfig,
     LogLinearSchedule,
+    head_rows,
     ops,
 )
 from edlm_engine.checkpoints.native import save_model
@@ -223,7 +224,7 @@ def test_one_workspace_serves_both_heads_and_all_steps(transformers, monkeypatch
     allocated = []
     op = ops.head_workspace
     monkeypatch.setattr(
-        ops, "head_workspace", lambda *given: (allocated.append(given), op(*given))[1]
+        head_rows, "head_workspace", lambda *given: (allocated.append(given), op(*given))[1]
     )
     denoiser, ar = transformers
     engine = Engine(denoiser, ARResidualEnergy(ar, max_tokens=24))

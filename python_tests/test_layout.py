@@ -26,7 +26,7 @@ LINES = [
     ["execution"],
     ["models", "drop_in"],
     ["ops", "reference"],
-    ["step_ops", "weight_ops", "reference_weights"],
+    ["head_rows", "step_ops", "weight_ops", "reference_law", "reference_weights"],
     ["reference_random"],
     ["op_rules"],
     ["arrays"],

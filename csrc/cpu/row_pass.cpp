@@ -1,6 +1,7 @@
 // Chooses the row pass of this processor, and adds up a row's chunks.
 #include "row_pass.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -58,7 +59,7 @@ const RowPass& row_pass() {
 
 RowTotal RowScratch::total(float inv_temperature) {
   float reference = chunk_reference_[0];
-  for (const float r : chunk_reference_) reference = r > reference ? r : reference;
+  for (int64_t c = 0; c < chunks_; ++c) reference = std::max(reference, chunk_reference_[c]);
   double sum = 0;
   for (int64_t c = 0; c < chunks_; ++c) {
     const float gap = chunk_reference_[c] - reference;
@@ -69,6 +70,26 @@ RowTotal RowScratch::total(float inv_temperature) {
     prefix_sum_[c] = sum;
   }
   return {reference, sum, std::log(sum)};
+}
+
+void RowScratch::statistics(float inv_temperature, const RowTotal& total, float* to) const {
+  float top = -std::numeric_limits<float>::infinity(), second = top;
+  double moment = 0;  // sum of x exp(x), x = (logit - total.reference) / T
+  for (int64_t c = 0; c < chunks_; ++c) {
+    const ChunkStatistics& chunk = chunk_statistics_[c];
+    second = std::max({second, std::min(top, chunk.top), chunk.second});
+    top = std::max(top, chunk.top);
+    if (!(chunk_weight_[c] > 0)) continue;
+    const double gap = (double(chunk.reference) - double(total.reference)) * inv_temperature;
+    moment += std::exp(gap) * chunk.moment * inv_temperature + gap * chunk_weight_[c];
+  }
+  const auto log_prob = [&](float logit) {
+    const double gap = double(logit) - double(total.reference);
+    return float(std::min(0.0, gap * double(inv_temperature) - total.log_z));
+  };
+  to[0] = float(std::max(0.0, total.log_z - moment / total.sum));
+  to[1] = log_prob(top);
+  to[2] = log_prob(second);
 }
 
 }  // namespace edlm::cpu

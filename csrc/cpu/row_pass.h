@@ -17,24 +17,55 @@ struct Row {
   float inv_temperature;
 };
 
+// What a read leaves besides its sums by chunk.
+enum class RowPart {
+  kChunks,
+  kCells,       // sums by cell
+  kStatistics,  // sums by cell, and the statistics of chunks
+  kMaxima,      // the largest logit of each cell
+};
+
+// Of a chunk: its two largest logits, and sum((logit - reference) exp((logit - reference) / T)).
+struct ChunkStatistics {
+  float top, second;  // -inf for none
+  float reference;
+  double moment;
+};
+
 // Partial sums of one row, relative to a reference per chunk (row_sampling.h).
 struct RowSums {
-  float* cell_sum;         // [ceil(vocab / kCell)]
-  float* chunk_reference;  // [ceil(vocab / kChunk)], near the chunk's largest logit
-  double* chunk_sum;       // [ceil(vocab / kChunk)], NaN where a chunk holds NaN or +inf
+  float* cell_sum;                    // [ceil(vocab / kCell)]
+  float* cell_max;                    // [ceil(vocab / kCell)]
+  float* chunk_reference;             // [ceil(vocab / kChunk)], near the chunk's largest logit
+  double* chunk_sum;                  // [ceil(vocab / kChunk)], NaN where it holds NaN or +inf
+  ChunkStatistics* chunk_statistics;  // [ceil(vocab / kChunk)]
+
+  RowSums from_chunk(int64_t chunk) const {
+    const int64_t cell = chunk * kCellsPerChunk;
+    return {cell_sum + cell, cell_max + cell, chunk_reference + chunk, chunk_sum + chunk,
+            chunk_statistics + chunk};
+  }
 };
+
+// Tokens of room that `collect` wants beyond those it finds.
+inline constexpr int64_t kCollectMargin = 16;
 
 struct RowPass {
   const char* name;
-  // One read of the row. Every element of `sums` is written.
+  // One read of the row. Every element of the sums asked for is written.
   void (*sum)(const Row& row, const RowSums& sums);
-  // The same without cell sums.
   void (*sum_chunks)(const Row& row, const RowSums& sums);
+  void (*sum_with_statistics)(const Row& row, const RowSums& sums);
+  void (*sum_chunks_with_maxima)(const Row& row, const RowSums& sums);
   // weights[i] = exp((logit[begin + i] - reference) / T) for i in [0, count), count <= kCell.
   // `weights` has room for kCell.
   void (*weights)(const Row& row, int64_t begin, int64_t count, float reference, float* weights);
   // The same, and their sums by groups.
   void (*cell)(const Row& row, int64_t begin, int64_t count, float reference, CellWeights* cell);
+  // Appends the tokens of [begin, begin + count), count <= kCell, whose logits lie from `low` to
+  // `high`, both finite, to the `found` that are there; returns how many there are then.
+  int64_t (*collect)(const Row& row, int64_t begin, int64_t count, float low, float high,
+                     float* logits, int32_t* ids, int64_t found);
 
   // The same two of a row whose elements are the weights themselves. There is no reference (it is
   // written as 0), and a negative weight makes its chunk's sum NaN.
@@ -56,19 +87,31 @@ struct RowTotal {
 // Room for one row's sums, reused from row to row.
 class RowScratch {
  public:
+  // For rows of up to `vocab` tokens.
   explicit RowScratch(int64_t vocab)
       : chunks_(ceil_div(vocab, kChunk)),
         cell_sum_(ceil_div(vocab, kCell)),
+        cell_max_(ceil_div(vocab, kCell)),
         chunk_reference_(chunks_),
         chunk_sum_(chunks_),
         chunk_weight_(chunks_),
-        prefix_sum_(chunks_) {}
+        prefix_sum_(chunks_),
+        chunk_statistics_(chunks_) {}
 
-  RowSums sums() { return {cell_sum_.data(), chunk_reference_.data(), chunk_sum_.data()}; }
+  // For the next row, of `vocab` tokens.
+  RowSums sums(int64_t vocab) {
+    chunks_ = ceil_div(vocab, kChunk);
+    return {cell_sum_.data(), cell_max_.data(), chunk_reference_.data(), chunk_sum_.data(),
+            chunk_statistics_.data()};
+  }
   RowTotal total(float inv_temperature);
+  // Entropy, and the log-probabilities of the two most likely tokens (sample_candidates.h). After
+  // total().
+  void statistics(float inv_temperature, const RowTotal& total, float* to) const;
 
   int64_t chunks() const { return chunks_; }
   const float* cell_sum() const { return cell_sum_.data(); }
+  const float* cell_max() const { return cell_max_.data(); }
   const float* chunk_reference() const { return chunk_reference_.data(); }
   const double* chunk_sum() const { return chunk_sum_.data(); }
   // chunk_sum relative to the row's reference; filled by total().
@@ -78,8 +121,9 @@ class RowScratch {
 
  private:
   int64_t chunks_;
-  std::vector<float> cell_sum_, chunk_reference_;
+  std::vector<float> cell_sum_, cell_max_, chunk_reference_;
   std::vector<double> chunk_sum_, chunk_weight_, prefix_sum_;
+  std::vector<ChunkStatistics> chunk_statistics_;
 };
 
 inline float logit_at(const Row& row, int64_t id) {

@@ -13,6 +13,8 @@ constexpr int kWidth = EDLM_ISA_WIDTH;
 constexpr int64_t kPad = 16;
 constexpr float kMinusInf = -__builtin_inff();
 constexpr float kMaxGap = 20;
+// A moment's rounding grows with the exponents it sums.
+constexpr float kMaxMomentGap = 1;
 
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
@@ -66,10 +68,10 @@ EDLM_HD Scale scale_of(float inv_temperature) {
   return {splat(log2), splat(-127 / log2)};
 }
 
-// exp(t / T) for t / T <= 80: relative error below 2e-7, 0 below -87 (where fp32 exp turns
-// subnormal) and at -inf, NaN at NaN.
-EDLM_HD Floats exp_scaled(Floats t, const Scale& scale) {
-  t = max(scale.lowest, t);  // in this order NaN stays
+// What exp_raised wants: t, or the lowest whose power is 0; finite but for NaN, which stays.
+EDLM_HD Floats raised(Floats t, const Scale& scale) { return max(scale.lowest, t); }
+
+EDLM_HD Floats exp_raised(Floats t, const Scale& scale) {
   // 1.5 * 2^23 rounds to an integer when added; 127 is the bias of a float's exponent.
   const Floats magic = splat(12582912.0f + 127.0f);
   const Floats shifted = t * scale.log2 + magic;
@@ -83,6 +85,12 @@ EDLM_HD Floats exp_scaled(Floats t, const Scale& scale) {
   p = p * f + 1.0f;
   // A product with 2^n, not an integer sum into p's exponent: NaN must stay NaN.
   return p * (Floats)((Ints)shifted << 23);
+}
+
+// exp(t / T) for t / T <= 80: relative error below 2e-7, 0 below -87 (where fp32 exp turns
+// subnormal) and at -inf, NaN at NaN.
+EDLM_HD Floats exp_scaled(Floats t, const Scale& scale) {
+  return exp_raised(raised(t, scale), scale);
 }
 
 // op over the lanes, by halves: a chain over 16 lanes would cost more than a short row.
@@ -143,17 +151,54 @@ EDLM_HD float max_of(const T* logits, int64_t count) {
   return max_lanes(largest);
 }
 
+// The two largest of each lane.
+struct TopTwo {
+  Floats first = splat(kMinusInf), second = first;
+
+  EDLM_HD void add(Floats value) {
+    second = max(min(first, value), second);
+    first = max(value, first);
+  }
+};
+
+EDLM_HD void merge(const TopTwo& a, const TopTwo& b, float* first, float* second) {
+  float values[4 * kWidth];
+  store(values, a.first);
+  store(values + kWidth, b.first);
+  store(values + 2 * kWidth, a.second);
+  store(values + 3 * kWidth, b.second);
+  *first = *second = kMinusInf;
+  for (const float value : values) {
+    *second = value > *first ? *first : value > *second ? value : *second;
+    *first = value > *first ? value : *first;
+  }
+}
+
 // Sums exp((logit - reference) / T) over a padded chunk and returns its largest logit.
-template <bool kCells, class T>
+template <RowPart kPart, class T>
 EDLM_HD float sum_chunk(const T* logits, int64_t count, float reference, const Scale& scale,
                         const RowSums& sums) {
-  float* cell_sum = sums.cell_sum;
+  constexpr bool kMoments = kPart == RowPart::kStatistics;
+  float* cell = kPart == RowPart::kMaxima ? sums.cell_max : sums.cell_sum;
   const Floats shift = splat(reference);
-  Floats even_max = splat(kMinusInf), odd_max = even_max, lanes{};
-  double sum = 0;
+  TopTwo even_top, odd_top;
+  Floats lanes{}, largest = splat(kMinusInf);
+  double sum = 0, moment = 0;
   for (int64_t begin = 0; begin < count; begin += kCell) {
     const int64_t end = begin + kCell < count ? begin + kCell : count;
-    Floats even{}, odd{};
+    Floats even{}, odd{}, even_moment{}, odd_moment{};
+    const auto add = [&](Floats logit, Floats* sum, Floats* moment, TopTwo* top) {
+      if constexpr (kMoments) {
+        top->add(logit);
+        const Floats t = raised(logit - shift, scale), weight = exp_raised(t, scale);
+        *sum += weight;
+        *moment += weight * t;
+      } else {
+        top->first = max(logit, top->first);
+        *sum += exp_scaled(logit - shift, scale);
+      }
+    };
+    if constexpr (kPart == RowPart::kMaxima) even_top.first = odd_top.first = splat(kMinusInf);
     int64_t i = begin;
     for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
       // One chunk ahead, beyond the page where the hardware prefetcher stops.
@@ -161,25 +206,32 @@ EDLM_HD float sum_chunk(const T* logits, int64_t count, float reference, const S
       if (sizeof(T) == 4) __builtin_prefetch(logits + i + kChunk + kWidth);
       Floats a, b;
       load_two(logits + i, &a, &b);
-      even_max = max(a, even_max);
-      odd_max = max(b, odd_max);
-      even += exp_scaled(a - shift, scale);
-      odd += exp_scaled(b - shift, scale);
+      add(a, &even, &even_moment, &even_top);
+      add(b, &odd, &odd_moment, &odd_top);
     }
-    if (i < end) {
-      const Floats a = load(logits + i);
-      even_max = max(a, even_max);
-      even += exp_scaled(a - shift, scale);
+    if (i < end) add(load(logits + i), &even, &even_moment, &even_top);
+    if constexpr (kPart == RowPart::kMaxima) {
+      const Floats top = max(even_top.first, odd_top.first);
+      *cell++ = max_lanes(top);
+      largest = max(top, largest);
     }
-    if constexpr (kCells) {
-      *cell_sum = add_lanes(even + odd);
-      sum += *cell_sum++;
+    if constexpr (kPart == RowPart::kCells || kMoments) {
+      *cell = add_lanes(even + odd);
+      sum += *cell++;
+      if constexpr (kMoments) moment += add_lanes(even_moment + odd_moment);
     } else {
       lanes += even + odd;
     }
   }
-  *sums.chunk_sum = kCells ? sum : add_lanes(lanes);
-  return max_lanes(max(even_max, odd_max));
+  if constexpr (kMoments) {
+    float top, second;
+    merge(even_top, odd_top, &top, &second);
+    *sums.chunk_sum = sum;
+    *sums.chunk_statistics = {top, second, reference, moment};
+    return top;
+  }
+  *sums.chunk_sum = kPart == RowPart::kCells ? sum : add_lanes(lanes);
+  return max_lanes(kPart == RowPart::kMaxima ? largest : max(even_top.first, odd_top.first));
 }
 
 // Sums one padded chunk into `sums`, which point at its place, and updates the row's `reference`.
@@ -187,33 +239,40 @@ EDLM_HD float sum_chunk(const T* logits, int64_t count, float reference, const S
 // The largest logit so far is nearly always a good reference for the next chunk, which then needs
 // one pass. Where it is further than kMaxGap from the chunk's own, the chunk is summed again:
 // nothing overflows, and only tokens below exp(-87 + kMaxGap) of a chunk's best vanish.
-template <bool kCells, class T>
+template <RowPart kPart, class T>
 void add_chunk(const T* logits, int64_t count, const Scale& scale, float inv_temperature,
                const RowSums& sums, float* reference) {
   if (*reference == kMinusInf) *reference = max_of(logits, count);
   float shift = *reference == kMinusInf ? 0.0f : *reference;
-  const float top = sum_chunk<kCells>(logits, count, shift, scale, sums);
+  const float top = sum_chunk<kPart>(logits, count, shift, scale, sums);
   const float gap = (top - shift) * inv_temperature;
   if (top != kMinusInf && !(gap < kMaxGap && gap > -kMaxGap)) {
     shift = top;
-    sum_chunk<kCells>(logits, count, shift, scale, sums);
+    sum_chunk<kPart>(logits, count, shift, scale, sums);
+  } else if (kPart == RowPart::kStatistics && gap > kMaxMomentGap) {
+    // The sums stay as they are without statistics, so that the draws do.
+    float cell_sum[kCellsPerChunk];
+    double chunk_sum;
+    RowSums again = sums;
+    again.cell_sum = cell_sum;
+    again.chunk_sum = &chunk_sum;
+    sum_chunk<kPart>(logits, count, top, scale, again);
   }
   // A chunk without a token has no say in the row's reference.
   *sums.chunk_reference = top == kMinusInf ? kMinusInf : shift;
   *reference = top > *reference ? top : *reference;
 }
 
-template <class T, bool kCells>
+template <class T, RowPart kPart>
 void sum_row(const Row& row, const RowSums& sums) {
   alignas(64) float buffer[kChunk];
   const Scale scale = scale_of(row.inv_temperature);
   float reference = kMinusInf;
   for (int64_t chunk = 0, begin = 0; begin < row.vocab; ++chunk, begin += kChunk) {
     const int64_t count = begin + kChunk < row.vocab ? kChunk : row.vocab - begin;
-    const RowSums at = {sums.cell_sum + chunk * kCellsPerChunk, sums.chunk_reference + chunk,
-                        sums.chunk_sum + chunk};
+    const RowSums at = sums.from_chunk(chunk);
     const auto add = [&](const auto* logits, int64_t padded) {
-      add_chunk<kCells>(logits, padded, scale, row.inv_temperature, at, &reference);
+      add_chunk<kPart>(logits, padded, scale, row.inv_temperature, at, &reference);
     };
     if (count % kPad == 0 && !holds_forbidden(row, begin, count)) {
       add(static_cast<const T*>(row.logits) + begin, count);
@@ -223,10 +282,10 @@ void sum_row(const Row& row, const RowSums& sums) {
   }
 }
 
-template <bool kCells>
+template <RowPart kPart>
 void sum(const Row& row, const RowSums& sums) {
   with_dtype(row.dtype,
-             [&](auto type) { sum_row<typename decltype(type)::type, kCells>(row, sums); });
+             [&](auto type) { sum_row<typename decltype(type)::type, kPart>(row, sums); });
 }
 
 template <class T>
@@ -254,6 +313,46 @@ void cell(const Row& row, int64_t begin, int64_t count, float reference, CellWei
   cell->count = count;
   weights(row, begin, count, reference, cell->weight);
   cell->add_groups();
+}
+
+// Appends the tokens from `first` on whose lanes `keep` names. Writes whole registers.
+EDLM_HD int64_t append(Floats logits, Ints keep, int64_t first, float* to, int32_t* ids,
+                       int64_t found) {
+  float logit[kWidth];
+  int32_t kept[kWidth];
+  store(logit, logits);
+  memcpy(kept, &keep, sizeof kept);
+  for (int i = 0; i < kWidth; ++i) {
+    to[found] = logit[i];
+    ids[found] = int32_t(first) + i;
+    found -= kept[i];
+  }
+  return found;
+}
+
+template <class T>
+int64_t collect_from(const T* logits, int64_t first, int64_t count, float low, float high,
+                     float* to, int32_t* ids, int64_t found) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const Floats logit = load(logits + i);
+    const Ints keep = (logit >= splat(low)) & (logit <= splat(high));
+    found = append(logit, keep, first + i, to, ids, found);
+  }
+  return found;
+}
+
+int64_t collect(const Row& row, int64_t begin, int64_t count, float low, float high, float* logits,
+                int32_t* ids, int64_t found) {
+  return with_dtype(row.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (count == kCell && !holds_forbidden(row, begin, count)) {
+      const T* const from = static_cast<const T*>(row.logits) + begin;
+      return collect_from(from, begin, kCell, low, high, logits, ids, found);
+    }
+    alignas(64) float buffer[kCell];
+    const int64_t padded = copy_padded<T>(row, begin, count, buffer);
+    return collect_from(buffer, begin, padded, low, high, logits, ids, found);
+  });
 }
 
 // Sums a padded chunk of weights into its cells.
@@ -293,8 +392,7 @@ void sum_weights(const Row& row, const RowSums& sums) {
     alignas(64) float buffer[kChunk];
     for (int64_t chunk = 0, begin = 0; begin < row.vocab; ++chunk, begin += kChunk) {
       const int64_t count = begin + kChunk < row.vocab ? kChunk : row.vocab - begin;
-      const RowSums at = {sums.cell_sum + chunk * kCellsPerChunk, sums.chunk_reference + chunk,
-                          sums.chunk_sum + chunk};
+      const RowSums at = sums.from_chunk(chunk);
       if (count % kPad == 0) {
         add_weights(static_cast<const T*>(row.logits) + begin, count, at);
       } else {
@@ -315,7 +413,15 @@ void weight_cell(const Row& row, int64_t begin, int64_t count, float, CellWeight
 }  // namespace
 
 extern const RowPass kRowPass;
-const RowPass kRowPass = {EDLM_ISA_NAME, sum<true>,   sum<false>, weights,
-                          cell,          sum_weights, weight_cell};
+const RowPass kRowPass = {EDLM_ISA_NAME,
+                          sum<RowPart::kCells>,
+                          sum<RowPart::kChunks>,
+                          sum<RowPart::kStatistics>,
+                          sum<RowPart::kMaxima>,
+                          weights,
+                          cell,
+                          collect,
+                          sum_weights,
+                          weight_cell};
 
 }  // namespace edlm::cpu::EDLM_ISA

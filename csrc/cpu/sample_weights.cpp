@@ -13,7 +13,7 @@ Status sample_weights(const SampleWeightsArgs& args, int64_t begin, int64_t end)
   for (int64_t r = begin; r < end; ++r) {
     const Row row = {row_at(args.weights, args.dtype, r, args.row_stride), args.dtype, args.vocab,
                      /*forbidden_id=*/-1, /*inv_temperature=*/1};
-    row_pass().sum_weights(row, scratch.sums());
+    row_pass().sum_weights(row, scratch.sums(row.vocab));
     const RowTotal total = scratch.total(row.inv_temperature);
     if (!(total.sum <= kMaxWeights)) return {Code::kBadWeight, r};
     if (!(total.sum > 0)) return {Code::kNoWeight, r};

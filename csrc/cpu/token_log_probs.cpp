@@ -17,7 +17,7 @@ Status token_log_probs(const TokenLogProbsArgs& args, int64_t begin, int64_t end
     if (target < 0 || target >= args.vocab) return {Code::kBadTarget, r};
     const Row row = {row_at(args.logits, args.dtype, r, args.row_stride), args.dtype, args.vocab,
                      args.forbidden_id, inv_temperature};
-    row_pass().sum_chunks(row, scratch.sums());
+    row_pass().sum_chunks(row, scratch.sums(args.vocab));
     const RowTotal total = scratch.total(inv_temperature);
     if (std::isnan(total.sum)) return {Code::kNotANumber, r};
     if (!(total.sum > 0)) return {Code::kNothingLeft, r};

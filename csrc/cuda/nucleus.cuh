@@ -96,12 +96,12 @@ EDLM_DEVICE int find_bin(const NucleusBins& bins, double wanted, uint64_t& above
 // The first digit and 11 bits of rank nearly always leave tokens of one logit. Where they do not,
 // as where logits lie close together compared with T, every further read brings 11 bits more.
 template <int kWarps, class T>
-EDLM_DEVICE float nucleus_floor(const Row<T, true>& row, const RowTotal& total, float top_p,
+EDLM_DEVICE float nucleus_floor(const Row<T, true>& row, const RowTotal& total, double top_p,
                                 const NucleusBins& bins) {
   if (!(total.sum > 0)) return -kInf;
   Digit digit = {true, total.reference, row.inv_temperature * 64, 0, 0, 0};
   const float unit = float(uint64_t{1} << (62 - highest_bit(uint32_t(row.vocab))));
-  const double wanted = double(top_p) * total.sum * double(unit);
+  const double wanted = top_p * total.sum * double(unit);
   const ChunkScale scale(total.reference, row.scale);
   uint64_t above = 0;
   while (true) {

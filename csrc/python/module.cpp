@@ -208,13 +208,19 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "sample_candidates",
       [](const object& logits, const object& keys, int64_t num_candidates, int64_t forbidden_id,
-         double temperature, double top_p, int64_t threads) {
+         double temperature, double top_p, int64_t top_k, double min_p, bool statistics,
+         int64_t threads) {
         const AnyArray first = array_arg("logits", logits);
-        return given(sample_candidates(Arrays{threads}, first, array_arg("keys", keys, &first),
-                                       num_candidates, forbidden_id, temperature, top_p));
+        const auto run = [&](auto op) {
+          return given(op(Arrays{threads}, first, array_arg("keys", keys, &first), num_candidates,
+                          forbidden_id, temperature, top_p, top_k, min_p));
+        };
+        return statistics ? run(sample_candidates_statistics<Arrays>)
+                          : run(sample_candidates<Arrays>);
       },
       "logits"_a, "keys"_a, "num_candidates"_a, py::kw_only(), "forbidden_id"_a = -1,
-      "temperature"_a = 1.0, "top_p"_a = 1.0, "threads"_a = 1);
+      "temperature"_a = 1.0, "top_p"_a = 1.0, "top_k"_a = 0, "min_p"_a = 0.0,
+      "statistics"_a = false, "threads"_a = 1);
   m.def(
       "sample_weights",
       [](const object& weights, const object& keys, int64_t num_candidates, int64_t threads) {

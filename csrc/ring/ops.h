@@ -157,32 +157,66 @@ typename B::Array stream_keys(const B& backend, const typename B::Array& seeds,
   return keys;
 }
 
+// `statistics` makes room for those of so many rows, or is null.
 template <class B>
-std::tuple<typename B::Array, typename B::Array> sample_candidates(
+std::tuple<typename B::Array, typename B::Array> draw_candidates(
     const B& backend, const typename B::Array& logits, const typename B::Array& keys,
-    int64_t num_candidates, int64_t forbidden_id, double temperature, double top_p) {
+    int64_t num_candidates, int64_t forbidden_id, double temperature, double top_p, int64_t top_k,
+    double min_p, typename B::Array* statistics) {
   const Logits rows = logits_arg<B>(logits, forbidden_id, temperature);
   const auto keys_ = int64_arg<B>(keys, "keys", rows.rows);
   require_device<B>(keys, "keys", logits, "logits");
   require<B>(num_candidates >= 1, "num_candidates must be at least 1, got ", num_candidates);
   require<B>(top_p > 0 && top_p <= 1, "top_p must be in (0, 1], got ", top_p);
+  require<B>(top_k >= 0, "top_k must be at least 1, or 0 for none, got ", top_k);
+  require<B>(min_p >= 0 && min_p <= 1, "min_p must be in [0, 1], got ", min_p);
+  require<B>(B::on_host(logits) || (top_k == 0 && min_p == 0 && !statistics),
+             "top_k, min_p and statistics are not yet there on CUDA");
   const std::vector<int64_t> sizes = {rows.rows, num_candidates};
   const auto tokens = B::empty("sample_candidates", "tokens", logits, sizes, Type::kInt64);
   const auto log_q = B::empty("sample_candidates", "log_q", logits, sizes, Type::kFloat32);
-  const SampleCandidatesArgs args = {.logits = rows.data,
-                                     .dtype = rows.dtype,
-                                     .rows = rows.rows,
-                                     .vocab = rows.vocab,
-                                     .row_stride = rows.row_stride,
-                                     .keys = in<int64_t, B>(keys_),
-                                     .num_candidates = num_candidates,
-                                     .forbidden_id = forbidden_id,
-                                     .temperature = rows.temperature,
-                                     .top_p = static_cast<float>(top_p),
-                                     .tokens = out<int64_t, B>(tokens),
-                                     .log_q = out<float, B>(log_q)};
+  if (statistics) {
+    *statistics =
+        B::empty("sample_candidates", "statistics", logits, {rows.rows, 3}, Type::kFloat32);
+  }
+  const SampleCandidatesArgs args = {
+      .logits = rows.data,
+      .dtype = rows.dtype,
+      .rows = rows.rows,
+      .vocab = rows.vocab,
+      .row_stride = rows.row_stride,
+      .keys = in<int64_t, B>(keys_),
+      .num_candidates = num_candidates,
+      .forbidden_id = forbidden_id,
+      .temperature = rows.temperature,
+      .top_k = top_k,
+      .top_p = top_p,
+      .min_p = min_p,
+      .tokens = out<int64_t, B>(tokens),
+      .log_q = out<float, B>(log_q),
+      .statistics = statistics ? out<float, B>(*statistics) : nullptr};
   backend.run(args, logits);
   return {tokens, log_q};
+}
+
+template <class B>
+std::tuple<typename B::Array, typename B::Array> sample_candidates(
+    const B& backend, const typename B::Array& logits, const typename B::Array& keys,
+    int64_t num_candidates, int64_t forbidden_id, double temperature, double top_p, int64_t top_k,
+    double min_p) {
+  return draw_candidates(backend, logits, keys, num_candidates, forbidden_id, temperature, top_p,
+                         top_k, min_p, nullptr);
+}
+
+template <class B>
+std::tuple<typename B::Array, typename B::Array, typename B::Array> sample_candidates_statistics(
+    const B& backend, const typename B::Array& logits, const typename B::Array& keys,
+    int64_t num_candidates, int64_t forbidden_id, double temperature, double top_p, int64_t top_k,
+    double min_p) {
+  typename B::Array statistics;
+  const auto [tokens, log_q] = draw_candidates(backend, logits, keys, num_candidates, forbidden_id,
+                                               temperature, top_p, top_k, min_p, &statistics);
+  return {tokens, log_q, statistics};
 }
 
 template <class B>

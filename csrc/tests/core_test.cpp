@@ -103,6 +103,11 @@ uint16_t half(edlm::DType dtype, float value) {
   return uint16_t((bits >> 16 & 0x8000) | (value == 0 ? 0 : (bits >> 13 & 0x3ffff) - (112 << 10)));
 }
 
+struct Cuts {
+  int64_t top_k = 0;
+  double top_p = 1, min_p = 0;
+};
+
 // Every dtype, sizes around the edges of groups, cells and chunks, rows apart and unaligned, in
 // memory without a byte to spare: for AddressSanitizer, which sees a stray read or write.
 void every_shape() {
@@ -110,7 +115,8 @@ void every_shape() {
   for (const auto dtype : {edlm::DType::kFloat32, edlm::DType::kBFloat16, edlm::DType::kFloat16}) {
     for (const int64_t vocab : {1, 3, 15, 16, 17, 127, 128, 129, 2047, 2048, 2049, 4500}) {
       for (const int64_t gap : {0, 1}) {
-        for (const float top_p : {1.0f, 0.7f, 1e-12f}) {
+        for (const Cuts& cuts : {Cuts{}, Cuts{0, 0.7, 0}, Cuts{0, 1e-12, 0}, Cuts{5, 1, 0},
+                                 Cuts{0, 1, 0.3}, Cuts{400, 0.9, 0.05}}) {
           const int64_t stride = vocab + gap, size = edlm::size_of(dtype);
           const int64_t elements = (kRows - 1) * stride + vocab + gap;
           const auto memory = std::make_unique<char[]>(elements * size);
@@ -124,6 +130,7 @@ void every_shape() {
           const auto log_q = std::make_unique<float[]>(kRows * kDraws);
           const auto targets = std::make_unique<int64_t[]>(kRows);
           const auto log_probs = std::make_unique<float[]>(kRows);
+          const auto statistics = std::make_unique<float[]>(3 * kRows);
           for (int64_t r = 0; r < kRows; ++r) keys[r] = 99 * r;
           const int64_t forbidden = vocab > 2 ? vocab - 2 : -1;
           const edlm::SampleCandidatesArgs args = {.logits = memory.get() + gap * size,
@@ -135,9 +142,12 @@ void every_shape() {
                                                    .num_candidates = kDraws,
                                                    .forbidden_id = forbidden,
                                                    .temperature = 0.8f,
-                                                   .top_p = top_p,
+                                                   .top_k = cuts.top_k,
+                                                   .top_p = cuts.top_p,
+                                                   .min_p = cuts.min_p,
                                                    .tokens = tokens.get(),
-                                                   .log_q = log_q.get()};
+                                                   .log_q = log_q.get(),
+                                                   .statistics = statistics.get()};
           expect(bool(edlm::cpu::sample_candidates(args, 0, kRows)), "status of every shape");
           for (int64_t i = 0; i < kRows * kDraws; ++i) {
             expect(tokens[i] >= 0 && tokens[i] < vocab && tokens[i] != forbidden && log_q[i] <= 0,
@@ -156,7 +166,11 @@ void every_shape() {
           expect(bool(edlm::cpu::token_log_probs(score, 0, kRows)), "status of every shape");
           for (int64_t r = 0; r < kRows; ++r) {
             const float gain = log_q[r * kDraws] - log_probs[r];
-            expect(top_p < 1 ? gain > -1e-5f : std::abs(gain) < 1e-5f, "scores of every shape");
+            const float* const law = statistics.get() + 3 * r;
+            expect(law[0] >= 0 && law[0] <= std::log(float(vocab)) + 1e-5f && law[1] <= 0 &&
+                       law[2] <= law[1] && log_q[r * kDraws] <= law[1],
+                   "statistics of every shape");
+            expect(args.cut() ? gain > -1e-5f : std::abs(gain) < 1e-5f, "scores of every shape");
           }
         }
       }
@@ -224,7 +238,7 @@ void bad_rows_have_a_status() {
   int64_t tokens[3];
   float log_q[3];
   edlm::SampleCandidatesArgs args = {
-      rows.data(), edlm::DType::kFloat32, 3, 2, 2, keys, 1, -1, 1.0f, 1.0f, tokens, log_q};
+      rows.data(), edlm::DType::kFloat32, 3, 2, 2, keys, 1, -1, 1, 0, 1, 0, tokens, log_q, nullptr};
   expect(edlm::cpu::sample_candidates(args, 0, 3).code == edlm::Code::kNotANumber, "NaN");
   expect(edlm::cpu::sample_candidates(args, 1, 3).row == 1, "+inf");
   expect(edlm::cpu::sample_candidates(args, 2, 3).code == edlm::Code::kNothingLeft, "all -inf");

@@ -15,6 +15,7 @@ OPS = [
     "reveal_chosen",
     "reveal_steps",
     "sample_candidates",
+    "sample_candidates_statistics",
     "sample_weights",
     "stream_keys",
     "sum_log_probs",

@@ -212,8 +212,9 @@ void agree_in_numbers(const Matrix& m, const Options& o, const Draws& few) {
   std::vector<int64_t> tokens(rows * k, -7);
   std::vector<float> log_q(rows * k, 7);
   const edlm::SampleCandidatesArgs args = {
-      m.logits,       m.dtype,       rows,    m.vocab,       0,           keys.data(), k,
-      o.forbidden_id, o.temperature, o.top_p, tokens.data(), log_q.data()};
+      m.logits,    m.dtype, rows,           m.vocab,       0,
+      keys.data(), k,       o.forbidden_id, o.temperature, 0,
+      o.top_p,     0,       tokens.data(),  log_q.data(),  nullptr};
   expect(edlm::cuda::sample_candidates_workspace(args) == 0, "many rows are not cut");
   expect(bool(run(Cuda{}, args)), "status of many rows");
   for (int64_t i = 0; i < rows * k; ++i) {
@@ -646,7 +647,8 @@ void rows_far_apart() {
   int64_t tokens[3];
   float log_q[3], log_probs[3];
   expect(bool(run(Cuda{}, edlm::SampleCandidatesArgs{logits, DType::kBFloat16, 3, vocab, row_stride,
-                                                     keys.data(), 1, -1, 1, 1, tokens, log_q})),
+                                                     keys.data(), 1, -1, 1, 0, 1, 0, tokens, log_q,
+                                                     nullptr})),
          "status");
   const int64_t targets[] = {7, 1007, 2007};
   expect(bool(run(Cuda{}, edlm::TokenLogProbsArgs{logits, DType::kBFloat16, 3, vocab, row_stride,

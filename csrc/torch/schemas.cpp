@@ -5,7 +5,11 @@ STABLE_TORCH_LIBRARY(edlm, m) {
   m.def("stream_keys(Tensor seeds, Tensor coordinates) -> Tensor");
   m.def(
       "sample_candidates(Tensor logits, Tensor keys, int num_candidates, int forbidden_id, "
-      "float temperature, float top_p) -> (Tensor, Tensor)");
+      "float temperature, float top_p, int top_k=0, float min_p=0.0) -> (Tensor, Tensor)");
+  m.def(
+      "sample_candidates_statistics(Tensor logits, Tensor keys, int num_candidates, "
+      "int forbidden_id, float temperature, float top_p, int top_k=0, float min_p=0.0) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def("sample_weights(Tensor weights, Tensor keys, int num_candidates) -> (Tensor, Tensor)");
   m.def(
       "token_log_probs(Tensor logits, Tensor targets, int forbidden_id, float temperature) "

@@ -101,6 +101,8 @@ template <class B, class Library>
 void register_ops(Library& m) {
   m.impl("stream_keys", TORCH_BOX(&OnTensors<&stream_keys<B>>::call));
   m.impl("sample_candidates", TORCH_BOX(&OnTensors<&sample_candidates<B>>::call));
+  m.impl("sample_candidates_statistics",
+         TORCH_BOX(&OnTensors<&sample_candidates_statistics<B>>::call));
   m.impl("sample_weights", TORCH_BOX(&OnTensors<&sample_weights<B>>::call));
   m.impl("token_log_probs", TORCH_BOX(&OnTensors<&token_log_probs<B>>::call));
   m.impl("resample", TORCH_BOX(&OnTensors<&resample<B>>::call));

@@ -6,7 +6,7 @@ import pytest
 import torch
 from op_cases import random_logits
 
-from edlm_engine import ops, reference
+from edlm_engine import head_rows, ops, reference
 
 
 def head_inputs(rows=50, dim=24, vocab=301, dtype=torch.float32):
@@ -24,7 +24,7 @@ def test_equals_the_ops_on_full_logits(with_bias, monkeypatch):
     want = ops.sample_candidates(logits, keys, 4, forbidden_id=7, temperature=0.8)
     scores = ops.token_log_probs(logits, targets, forbidden_id=7)
     for workspace in (1, 20 * 301 * 4, 1 << 30):  # one row, some rows, all rows at a time
-        monkeypatch.setattr(ops, "HEAD_WORKSPACE_BYTES", workspace)
+        monkeypatch.setattr(head_rows, "HEAD_WORKSPACE_BYTES", workspace)
         got = ops.head_sample_candidates(
             hidden, weight, keys, 4, bias=bias, forbidden_id=7, temperature=0.8
         )
@@ -68,8 +68,8 @@ def test_calls_share_a_workspace_that_grows(monkeypatch):
         sizes.append(op(*given).numel())
         return op(*given)
 
-    monkeypatch.setattr(ops, "head_workspace", recording)
-    monkeypatch.setattr(ops, "HEAD_WORKSPACE_BYTES", 7 * 100 * 4)
+    monkeypatch.setattr(head_rows, "head_workspace", recording)
+    monkeypatch.setattr(head_rows, "HEAD_WORKSPACE_BYTES", 7 * 100 * 4)
     with ops.one_head_workspace():
         for _ in range(2):
             ops.head_token_log_probs(hidden, weight[:100], keys)

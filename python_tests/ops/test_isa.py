@@ -23,17 +23,25 @@ def inputs():
             yield values, np.arange(12), -1 if vocab == 1 else vocab - 1
 
 
+LAWS = ({}, {"top_k": 40, "temperature": 1.3}, {"top_p": 0.9}, {"top_p": 0.95, "min_p": 0.01})
+
+
 def results():
-    return [_C.sample_candidates(x, keys, 6, forbidden_id=f) for x, keys, f in inputs()]
+    """Tokens, log_q and statistics of every input under every law, each [calls, 12, ...]."""
+    drawn = [
+        _C.sample_candidates(x, keys, 6, forbidden_id=f, statistics=True, **law)
+        for x, keys, f in inputs()
+        for law in LAWS
+    ]
+    return [np.stack(part) for part in zip(*drawn, strict=True)]
 
 
 @pytest.mark.parametrize("isa", SETS)
 def test_same_draws(isa, tmp_path):
     code = (
         "import numpy as np, test_isa; from edlm_engine import _C;"
-        "r = test_isa.results();"
-        f"np.savez({str(tmp_path / 'r.npz')!r}, isa=_C.build_info()['cpu_isa'],"
-        "tokens=np.stack([t for t, _ in r]), log_q=np.stack([q for _, q in r]))"
+        f"np.savez({str(tmp_path / 'r.npz')!r}, *test_isa.results(), "
+        "isa=_C.build_info()['cpu_isa'])"
     )
     env = os.environ | {"EDLM_CPU_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)}
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
@@ -41,8 +49,10 @@ def test_same_draws(isa, tmp_path):
     # Where the processor lacks the set the choice falls back, and says so.
     if got["isa"] != isa:
         assert SETS.index(str(got["isa"])) > SETS.index("portable")
-    tokens = np.stack([t for t, _ in results()])
-    log_q = np.stack([q for _, q in results()])
-    same = tokens == got["tokens"]
+    tokens, log_q, statistics = results()
+    same = tokens == got["arr_0"]
     assert same.mean() > 0.999
-    assert np.abs(log_q - got["log_q"])[same].max() < 1e-6
+    assert np.abs(log_q - got["arr_1"])[same].max() < 1e-6
+    assert np.array_equal(np.isinf(statistics), np.isinf(got["arr_2"]))
+    finite = np.isfinite(statistics)
+    assert np.abs(statistics[finite] - got["arr_2"][finite]).max() < 1e-5

@@ -10,6 +10,12 @@
 
 namespace edlm {
 
+// The law of a row is softmax(logits / temperature) without the forbidden token, cut three times,
+// each cut renormalising what the one before it left:
+//   top_k  keeps the top_k largest logits and all that equal the last of them,
+//   top_p  keeps the largest logits whose probabilities first reach top_p, and all equal to the
+//          last of them,
+//   min_p  keeps what is at least min_p times as likely as the most likely token.
 struct SampleCandidatesArgs {
   const void* logits;  // [rows, vocab], `row_stride` elements from row to row
   DType dtype;
@@ -18,9 +24,17 @@ struct SampleCandidatesArgs {
   int64_t num_candidates;  // K >= 1
   int64_t forbidden_id;    // never drawn and not part of the normalisation; -1 for none
   float temperature;       // in [kMinTemperature, kMaxTemperature] (row_sampling.h)
-  float top_p;             // in (0, 1]; below 1 the row may be read more than once
+  int64_t top_k = 0;       // >= 0; 0 and vocab and more keep all
+  double top_p = 1;        // in (0, 1]; 1 keeps all
+  double min_p = 0;        // in [0, 1]; 0 keeps all
   int64_t* tokens;         // [rows, K], written
   float* log_q;            // [rows, K], written, <= 0
+  // [rows, 3], written, or null: the law's entropy in nats, and the log-probabilities of its two
+  // most likely tokens, -inf for none.
+  float* statistics = nullptr;
+
+  // Then the row is read more than once.
+  EDLM_HD bool cut() const { return (top_k > 0 && top_k < vocab) || top_p < 1 || min_p > 0; }
 };
 
 // The uniform of candidate `j`.
@@ -34,7 +48,7 @@ Status sample_candidates(const SampleCandidatesArgs& args, int64_t begin, int64_
 namespace cuda {
 // Bytes of device memory that the op wants to work in, aligned to 8; may be 0.
 int64_t sample_candidates_workspace(const SampleCandidatesArgs& args);
-// A bad row gets tokens -1 and log_q NaN.
+// A bad row gets tokens -1, and NaN for log_q and statistics.
 Status sample_candidates(const SampleCandidatesArgs& args, void* workspace, void* stream);
 }  // namespace cuda
 
