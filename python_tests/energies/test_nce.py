@@ -17,8 +17,10 @@ def network(time_conditioning=False, **sizes):
     torch.manual_seed(2)
     sizes = {**SIZES, "mask_id": MASK, **sizes}
     model = EnergyTransformer(EnergyConfig(**sizes, time_conditioning=time_conditioning))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=2 * parameter.shape[-1] ** -0.5)
+    torch.nn.init.normal_(model.vocab_embed.embedding)
     return model.eval()
 
 
@@ -107,20 +109,21 @@ def test_whole_sequences_are_those_of_enumeration(time_conditioning):
 
 def test_graphs_give_the_same_sequences(monkeypatch):
     emulated = EmulatedCapture()
-    config = GenerationConfig(steps=8, num_candidates=4)
+    config = GenerationConfig(steps=8, num_candidates=4, temperature=3.0)
     energy = NCEEnergy(network().folded(), max_tokens=6 * LENGTH)
     plain = Engine(denoiser(folded=True), energy).generate(3, config=config, seed=1)
     monkeypatch.setattr(capture, "capture_on", lambda device: emulated)
     engine = Engine(denoiser(folded=True), energy)
     out = engine.generate(3, config=config, seed=1)
     assert torch.equal(out.sequences, plain.sequences) and emulated.captures > 1
-    torch.testing.assert_close(out.ess, plain.ess, equal_nan=True)
+    torch.testing.assert_close(out.ess, plain.ess, rtol=1e-3, atol=1e-3, equal_nan=True)
+    assert plain.ess[:, 0].min() < 1.5
     again = engine.generate(3, config=config, seed=1)
     assert torch.equal(again.sequences, plain.sequences)
 
 
 def test_a_sequence_is_the_same_in_any_batch():
-    config = GenerationConfig(steps=6, num_candidates=3, batch_invariant=True)
+    config = GenerationConfig(steps=6, num_candidates=3, batch_invariant=True, temperature=3.0)
     engine = Engine(denoiser(folded=True), NCEEnergy(network().folded()))
     whole = engine.generate(4, config=config, seed=[3, 4, 5, 6])
     alone = engine.generate(1, config=config, seed=[5])
