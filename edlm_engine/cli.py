@@ -155,7 +155,7 @@ def _train(args: argparse.Namespace) -> int:
     result = train(args.kind, config)
     end = "finished" if result.finished else "stopped; --resume continues"
     loss = result.held_out_loss
-    note = "" if loss is None else f", held-out loss {loss:.4f} nats per token"
+    note = "" if loss is None else f", held-out loss {loss:.4f} {result.unit}"
     print(f"{end} at step {result.step}{note}; see {Path(args.out)}")
     return 0 if result.finished else INTERRUPTED
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from edlm_engine.evaluation.options import add_evaluate
-from edlm_engine.training.config import AdaptConfig, RunConfig, TrainConfig
+from edlm_engine.training.config import AdaptConfig, EnergyTrainConfig, RunConfig, TrainConfig
 from edlm_engine.version import __version__
 
 TRAINED = {
     "denoiser": "a masked denoiser of our own, from nothing",
     "ar": "a left-to-right model of our own, from nothing",
     "adapt": "a pretrained causal language model, to a masked denoiser",
+    "energy": "an NCE energy, to tell data from what a denoiser draws",
 }
 
 # What the fields of the configurations of training mean, in a line each.
@@ -27,8 +28,8 @@ HELP = {
     "tokenizer": "use this tokenizer.json instead of training one",
     "vocab_size": "tokens of the tokenizer to train",
     "length": "tokens per window, the longest text of the model",
-    "hidden_dim": "width of the model, a multiple of 2 * heads",
-    "blocks": "transformer blocks",
+    "hidden_dim": "width of the model, a multiple of 2 * heads; an energy's weights then are fresh",
+    "blocks": "transformer blocks; of an energy that starts with a denoiser's, how many it keeps",
     "heads": "attention heads",
     "cond_dim": "width of the denoiser's time input",
     "dropout": "share of activations dropped in training",
@@ -58,6 +59,8 @@ HELP = {
     "anneal": "steps in which later positions come into sight",
     "self_samples": "train on so many documents drawn from the base, not on text",
     "start": "folder of an adapted run to begin with",
+    "denoiser": "folder, file or hub id of the frozen denoiser (default: the bundled one)",
+    "negatives": "candidates drawn from the denoiser for each window",
 }
 
 
@@ -180,7 +183,8 @@ def _add_sampling_options(parser: argparse.ArgumentParser, steps: int = 128) -> 
 
 def train_config(kind: str) -> type[RunConfig]:
     """The configuration of a kind of training run."""
-    return AdaptConfig if kind == "adapt" else TrainConfig
+    configs = {"adapt": AdaptConfig, "energy": EnergyTrainConfig}
+    return configs.get(kind, TrainConfig)
 
 
 def _add_train_options(parser: argparse.ArgumentParser, config: type[RunConfig]) -> None:

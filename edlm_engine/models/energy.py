@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,13 +68,15 @@ class EnergyTransformer(Transformer):
 
     @classmethod
     @torch.no_grad()
-    def from_denoiser(cls, denoiser: DiT, n_blocks: int | None = None) -> EnergyTransformer:
+    def from_denoiser(
+        cls, denoiser: DiT, n_blocks: int | None = None, **sizes: Any
+    ) -> EnergyTransformer:
         """A network that starts with the weights of a denoiser, or of its first `n_blocks` blocks.
 
         The projection starts as the mean of both embeddings: a known token enters the blocks as it
-        enters those of the denoiser.
+        enters those of the denoiser. `sizes` are fields of the configuration without weights.
         """
-        config = asdict(denoiser.config) | {"tie_word_embeddings": False}
+        config = asdict(denoiser.config) | {"tie_word_embeddings": False, **sizes}
         kept = config["n_blocks"] if n_blocks is None else n_blocks
         if not 1 <= kept <= config["n_blocks"]:
             raise ValueError(f"n_blocks must be in [1, {config['n_blocks']}], got {n_blocks}")

@@ -169,9 +169,21 @@ def split_heads(
 
 
 def attention(qkv: Tensor, n_heads: int, rotary: tuple[Tensor, Tensor], causal: bool) -> Tensor:
-    """[B, L, 3 D] -> [B, L, D]."""
+    """[B, L, 3 D] -> [B, L, D].
+
+    Where a gradient is wanted on a CPU it is written out: the backward pass of torch's fused
+    attention takes about twice as long there in 16 bits.
+    """
     q, k, v = split_heads(qkv, n_heads, rotary)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    if qkv.requires_grad and qkv.device.type == "cpu":
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(later, -torch.inf)
+        mixed = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):

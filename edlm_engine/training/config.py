@@ -142,6 +142,41 @@ class AdaptConfig(RunConfig):
         require("self_samples", self.self_samples >= 0, ">= 0", self.self_samples)
 
 
+@dataclass(frozen=True)
+class EnergyTrainConfig(RunConfig):
+    """An NCE energy, which learns to tell data from what a denoiser draws. See also `RunConfig`.
+
+    denoiser: folder, file or hub id of the frozen denoiser; None is the bundled one. Its tokenizer
+        is the energy's.
+    negatives: candidates drawn from it for each window.
+    blocks: the energy starts with the denoiser's weights, of all its blocks or its first ones.
+    hidden_dim: with a number, the energy has fresh weights in this width, and `blocks`, `heads` and
+        `cond_dim` of its own.
+    optimizer: as in `TrainConfig`.
+    """
+
+    denoiser: str | None = None
+    negatives: int = 1
+    hidden_dim: int | None = None
+    blocks: int | None = None
+    heads: int | None = None
+    cond_dim: int = 32
+    dropout: float = 0.0
+    lr: float = 1e-3
+    optimizer: str = "muon"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("data", len(self.data) > 0, "at least one file or folder", self.data)
+        require("optimizer", self.optimizer in ("adamw", "muon"), "adamw or muon", self.optimizer)
+        require("negatives", self.negatives >= 1, ">= 1", self.negatives)
+        for name in ("hidden_dim", "blocks", "heads"):
+            value = getattr(self, name)
+            require(name, value is None or value >= 1, "None or >= 1", value)
+        fresh = self.hidden_dim is not None
+        require("heads", fresh or self.heads is None, "given with hidden_dim only", self.heads)
+
+
 def require(field: str, holds: bool, rule: str, value: Any) -> None:
     if not holds:
         raise ValueError(f"{field} must be {rule}, got {value!r}")
@@ -151,7 +186,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON knows it, paths by their last part only."""
     stored = json.loads(json.dumps(dataclasses.asdict(config)))
     stored["data"] = [Path(path).name for path in config.data]
-    for name in ("tokenizer", "base", "start"):
+    for name in ("tokenizer", "base", "start", "denoiser"):
         if stored.get(name) is not None:
             stored[name] = Path(stored[name]).name
     del stored["out"], stored["resume"]

@@ -14,8 +14,8 @@ from edlm_engine.checkpoints.files import TOKENIZER
 from edlm_engine.checkpoints.native import Model, save_model
 from edlm_engine.checkpoints.tokenizer import Tokenizer
 from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
-from edlm_engine.training import adapt
-from edlm_engine.training.config import AdaptConfig, RunConfig, TrainConfig
+from edlm_engine.training import adapt, nce
+from edlm_engine.training.config import AdaptConfig, EnergyTrainConfig, RunConfig, TrainConfig
 from edlm_engine.training.corpus import text_stream
 
 
@@ -26,6 +26,7 @@ class Kind:
     Each function takes the kind's own configuration, `config` here:
     tokenizer(config, texts), stream(config, texts, tokenizer), build(config, tokenizer),
     optimizers(model, config), save(model, config, folder) and before_step(model, config, step).
+    `unit` is that of its loss.
     """
 
     config: type[RunConfig]
@@ -35,6 +36,7 @@ class Kind:
     optimizers: Callable[..., list[torch.optim.Optimizer]]
     save: Callable[..., None]
     before_step: Callable[..., None] = lambda model, config, step: None
+    unit: str = "nats per token"
 
 
 def _tokenizer(config: TrainConfig, texts: list[str]) -> Tokenizer:
@@ -72,7 +74,9 @@ def _ar(config: TrainConfig, tokenizer: Tokenizer) -> AutoregressiveTransformer:
     return AutoregressiveTransformer(ARConfig(**sizes))
 
 
-def _optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def _optimizers(
+    model: nn.Module, config: TrainConfig | EnergyTrainConfig
+) -> list[torch.optim.Optimizer]:
     decay: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     blocks = [p for name, p in model.named_parameters() if _is_block_matrix(name, p)]
     if config.optimizer == "adamw":
@@ -104,5 +108,14 @@ KINDS = {
         adapt.optimizers,
         adapt.save,
         adapt.show_later_positions,
+    ),
+    "energy": Kind(
+        EnergyTrainConfig,
+        nce.tokenizer,
+        text_stream,
+        nce.build,
+        lambda model, config: _optimizers(model.energy, config),
+        nce.save,
+        unit="nats per window",
     ),
 }

@@ -1,4 +1,4 @@
-"""Training losses in nats per token, shared by the training step and the held-out evaluation."""
+"""Training losses, shared by the training step and the held-out evaluation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edlm_engine.models import AutoregressiveTransformer, DiT
+from edlm_engine.sampling.schedule import LogLinearSchedule
+from edlm_engine.training.nce import Contrast
 
 # How often the final evaluation shows each held-out window to the denoiser.
 FINAL_DRAWS = 4
@@ -67,11 +69,49 @@ def ar_loss(
     return F.cross_entropy(logits, x0[:, first:].flatten())
 
 
+def nce_energies(
+    model: Contrast, x0: Tensor, random: torch.Generator, energies: Callable[..., Tensor]
+) -> Tensor:
+    """Energies [B, 1 + n] of windows x0 [B, L] and of n draws at their masked positions.
+
+    Rows are masked at stratified times t ~ U(0, 1) (`mask_tokens`), and t given the number n of
+    masked positions is Beta(n + 1, L - n + 1): the (n + 1)-th of L + 1 sorted uniforms.
+    """
+    xt, count = mask_tokens(x0, model.mask_id, random)
+    rows, length = x0.shape
+    times = torch.rand(rows, length + 1, generator=random).sort(1).values.to(x0.device)
+    sigma = LogLinearSchedule().sigma(times.gather(1, count[:, None])[:, 0])
+    seeds = torch.randint(2**62, (rows,), generator=random)
+    candidates = torch.cat((x0[:, None], model.draw(xt, sigma, seeds)), dim=1)
+    return energies(candidates, xt, sigma)
+
+
+def nce_loss(
+    model: Contrast, x0: Tensor, random: torch.Generator, energies: Callable[..., Tensor]
+) -> Tensor:
+    """-log sigma(-E(data)) - log sigma(E(drawn)) in nats per window (equation 10), 1.386 by chance.
+
+    The second term is the mean over the draws, however many: where the loss is least, E is
+    -log p_data(x0 | xt) / p_theta(x0 | xt), without an offset.
+    """
+    return _contrast_loss(nce_energies(model, x0, random, energies))
+
+
+def _contrast_loss(energies: Tensor) -> Tensor:
+    return (F.softplus(energies[:, 0]) + F.softplus(-energies[:, 1:]).mean(1)).mean()
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "denoiser": denoiser_loss,
     "adapt": denoiser_loss,
     "ar": ar_loss,
+    "energy": nce_loss,
 }
+
+
+def network_of(kind: str, model: Any) -> Callable[..., Tensor]:
+    """The method of a model that a loss calls, and that a run may compile."""
+    return model.energies if kind == "energy" else model.hidden
 
 
 @torch.inference_mode()
@@ -84,9 +124,9 @@ def held_out_loss(
     seed: int = 0,
     batch_size: int = 64,
 ) -> float:
-    """Mean loss over windows [n, L], in nats per token, deterministic for a seed.
+    """Mean loss over windows [n, L] in the unit of its kind, deterministic for a seed.
 
-    The denoiser sees each window `draws` times at stratified times; one draw is exact for "ar".
+    A denoiser sees each window `draws` times at stratified times; one draw is exact for "ar".
     """
     was_training = model.training
     model.eval()
@@ -95,6 +135,34 @@ def held_out_loss(
     draws = 1 if kind == "ar" else draws
     for _ in range(draws):
         for x0 in windows.split(batch_size):
-            total += LOSSES[kind](model, x0, random, model.hidden).item() * len(x0)
+            total += LOSSES[kind](model, x0, random, network_of(kind, model)).item() * len(x0)
     model.train(was_training)
     return total / (len(windows) * draws)
+
+
+@torch.inference_mode()
+def held_out_contrast(
+    model: Contrast, windows: Tensor, *, draws: int = 1, seed: int = 0, batch_size: int = 64
+) -> dict[str, float]:
+    """`held_out_loss` of an energy, and what else tells how it does.
+
+    `held_out_accuracy` is the share of data with E < 0 and of draws with E > 0, in equal parts (0.5
+    by chance); `held_out_gap` is the mean energy of draws less that of data, in nats.
+    """
+    was_training = model.training
+    model.eval()
+    random = torch.Generator().manual_seed(seed)
+    found = [
+        nce_energies(model, x0, random, model.energies)
+        for _ in range(draws)
+        for x0 in windows.split(batch_size)
+    ]
+    model.train(was_training)
+    energies = torch.cat(found).double()
+    data, drawn = energies[:, 0], energies[:, 1:]
+    right = ((data < 0).double().mean() + (drawn > 0).double().mean()) / 2
+    return {
+        "held_out_loss": _contrast_loss(energies).item(),
+        "held_out_accuracy": right.item(),
+        "held_out_gap": (drawn.mean() - data.mean()).item(),
+    }

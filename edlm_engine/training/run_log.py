@@ -36,7 +36,7 @@ def cut_log(run: Path, step: int) -> None:
     os.replace(temporary, run / LOG)
 
 
-def plot_losses(run: Path) -> None:
+def plot_losses(run: Path, unit: str = "nats per token") -> None:
     """Write loss.png: training loss and held-out loss over steps."""
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def plot_losses(run: Path) -> None:
         points = [(entry["step"], entry[key]) for entry in entries if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), label=key.replace("_", " "), **style)
-    axes.set(xlabel="step", ylabel="nats per token")
+    axes.set(xlabel="step", ylabel=unit)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

@@ -42,7 +42,13 @@ from edlm_engine.training.corpus import (
     training_windows,
 )
 from edlm_engine.training.kinds import KINDS
-from edlm_engine.training.objectives import FINAL_DRAWS, LOSSES, held_out_loss
+from edlm_engine.training.objectives import (
+    FINAL_DRAWS,
+    LOSSES,
+    held_out_contrast,
+    held_out_loss,
+    network_of,
+)
 from edlm_engine.training.run_folder import require_whole, sole_run
 from edlm_engine.training.run_log import append_log, cut_log, plot_losses
 from edlm_engine.training.signals import stop_signals
@@ -53,11 +59,12 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: `finished` is False if a signal stopped it. `held_out_loss` is in nats."""
+    """How a run ended: `finished` is False if a signal stopped it. `unit` is of the loss."""
 
     step: int
     finished: bool
     held_out_loss: float | None
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,10 @@ class Corpus:
 
 
 def train(kind: str, config: RunConfig) -> Result:
-    """Train a "denoiser" or "ar" model, or "adapt" a pretrained one, into `config.out`.
+    """Train a "denoiser", "ar" model or "energy", or "adapt" a pretrained one, into `config.out`.
 
-    A denoiser's loss is the bound of masked diffusion. `KINDS` names each kind's configuration.
+    A denoiser's loss is the bound of masked diffusion, an energy's that of telling data from what
+    a denoiser draws. `KINDS` names each kind's configuration.
 
     Batches are a pure function of (seed, step): a run stopped by SIGINT or SIGTERM, or killed, and
     continued with `resume=True` gives the weights of a run never stopped (to the bit on a CPU with
@@ -175,7 +183,8 @@ class Run:
             raise RuntimeError("training runs in one process, got several from the launcher")
         model: Any = KINDS[kind].build(config, corpus.tokenizer).to(self.accelerator.device)
         self.model = model.train()
-        self.hidden = torch.compile(model.hidden) if config.compile else model.hidden
+        network = network_of(kind, model)
+        self.network = torch.compile(network) if config.compile else network
         # Only what is trained is averaged and saved; a frozen base is read again.
         trained = {
             name.replace(".", "/"): parameter
@@ -214,13 +223,13 @@ class Run:
                 if self.step == config.steps:
                     break
                 if self.step % config.eval_every == 0 and self.corpus.held_out is not None:
-                    self.log_held_out(self.evaluate(config.eval_windows, draws=1))
+                    self.log(**self.evaluate(config.eval_windows, draws=1))
                 if self.step % config.checkpoint_every == 0:
                     self.checkpoint()
         self.checkpoint()
 
     def update(self, lr: float) -> float:
-        """One optimiser step; returns the loss in nats per token."""
+        """One optimiser step; returns the loss."""
         config = self.config
         x0 = training_windows(
             self.corpus.train, config.length, config.batch_size, self.step, config.seed
@@ -229,7 +238,7 @@ class Run:
         random = torch.Generator().manual_seed((config.seed << 32) + self.step)
         KINDS[self.kind].before_step(self.model, config, self.step)
         with self.autocast():
-            loss = LOSSES[self.kind](self.model, x0, random, self.hidden)
+            loss = LOSSES[self.kind](self.model, x0, random, self.network)
         value = loss.item()
         if not math.isfinite(value):
             raise RuntimeError(f"loss is {value} at step {self.step}: lower the lr")
@@ -244,12 +253,20 @@ class Run:
         self.step += 1
         return value
 
-    def evaluate(self, windows: int, draws: int) -> float:
-        """Held-out loss of the averaged weights, on the same windows and noise every time."""
+    def evaluate(self, windows: int, draws: int) -> dict[str, float]:
+        """Held-out loss of the averaged weights, on the same windows and noise every time.
+
+        A loss per token is also told per character of the text, which other tokenizers share.
+        """
         assert self.corpus.held_out is not None  # asked for only where there is held-out text
         x0 = evaluation_windows(self.corpus.held_out, self.config.length, windows)
+        x0, facts = x0.to(self.accelerator.device), self.corpus.facts
         with self.averaged_weights(), self.autocast():
-            return held_out_loss(self.kind, self.model, x0.to(self.accelerator.device), draws=draws)
+            if self.kind == "energy":
+                return held_out_contrast(self.model, x0, draws=draws)
+            loss = held_out_loss(self.kind, self.model, x0, draws=draws)
+        rate = facts["held_out_tokens"] / facts["held_out_characters"]
+        return {"held_out_loss": loss, "held_out_per_character": loss * rate}
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -264,12 +281,6 @@ class Run:
         for name, parameter in self.trained.items():
             averaged = self.average.module[name]
             parameter.data, averaged.data = averaged.data, parameter.data
-
-    def log_held_out(self, loss: float) -> None:
-        """A loss per token, and per character of the text, which other tokenizers share."""
-        facts = self.corpus.facts
-        rate = facts["held_out_tokens"] / facts["held_out_characters"]
-        self.log(held_out_loss=loss, held_out_per_character=loss * rate)
 
     def log(self, **numbers: float) -> None:
         append_log(self.out, step=self.step, seconds=round(self.seconds, 1), **numbers)
@@ -300,7 +311,7 @@ class Run:
         with self.averaged_weights():
             KINDS[self.kind].save(self.model, self.config, self.out)
         write_json(self.out / RECIPE, self.recipe(held_out))
-        plot_losses(self.out)
+        plot_losses(self.out, KINDS[self.kind].unit)
 
     def recipe(self, held_out: dict[str, Any] | None) -> dict[str, Any]:
         config = self.config
@@ -321,13 +332,20 @@ class Run:
 
     def finish(self) -> Result:
         """The final held-out loss, if the run is complete and there is held-out text."""
-        finished = self.step >= self.config.steps
+        finished, unit = self.step >= self.config.steps, KINDS[self.kind].unit
         if not finished or self.corpus.held_out is None:
-            return Result(self.step, finished, None)
-        loss = self.evaluate(self.config.final_windows, FINAL_DRAWS)
-        self.log_held_out(loss)
-        self.export({"nats_per_token": round(loss, 4), "windows": self.config.final_windows})
-        return Result(self.step, True, loss)
+            return Result(self.step, finished, None, unit)
+        found = self.evaluate(self.config.final_windows, FINAL_DRAWS)
+        self.log(**found)
+        self.export(in_words(found, unit) | {"windows": self.config.final_windows})
+        return Result(self.step, True, found["held_out_loss"], unit)
+
+
+def in_words(found: dict[str, float], unit: str) -> dict[str, float]:
+    """What was measured on held-out text as it stands in a recipe."""
+    names = {"held_out_loss": unit.replace(" ", "_")}
+    names |= {f"held_out_{name}": name for name in ("accuracy", "gap")}
+    return {new: round(found[old], 4) for old, new in names.items() if old in found}
 
 
 def processor_name(device: torch.device) -> str:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
+from edlm_engine.models.layers import Rotary, attention, split_heads
 
 SIZES = {"length": 12, "hidden_dim": 32, "n_blocks": 2, "n_heads": 4}
 
@@ -309,3 +310,21 @@ def test_a_shared_prefix_changes_no_hidden_state(bos_id):
     for prefix in (first, 12):
         with pytest.raises(ValueError, match=rf"prefix must be in \({first}, 12\), got {prefix}"):
             model.hidden_after_prefix(x0, prefix)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_the_same_with_a_gradient(causal):
+    """On a CPU it is written out then: equal values and, against float64, equal gradients."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 9, 48, generator=generator, requires_grad=True)
+    rotary = Rotary(8)(9)
+    got = attention(qkv, 2, rotary, causal)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(qkv, 2, rotary, causal), got)
+    weight = torch.randn(got.shape, generator=generator)
+    (gradient,) = torch.autograd.grad((got * weight).sum(), qkv)
+    exact = qkv.detach().double().requires_grad_()
+    q, k, v = split_heads(exact, 2, rotary)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    (wanted,) = torch.autograd.grad((mixed * weight).sum(), exact)
+    torch.testing.assert_close(gradient, wanted.float())
