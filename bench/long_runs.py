@@ -68,7 +68,9 @@ def engine_kinds(engine: Engine, plan: RevealPlan, config: GenerationConfig) -> 
 def _engine_step(engine: Engine, plan: RevealPlan, config: GenerationConfig) -> Callable:
     batch, length = plan.revealed_in.shape
     blank = torch.full((batch, length), engine.denoiser.mask_id)
-    run = Run(engine.denoiser, engine.energy, config, plan, blank, sequence_seeds(0, batch))
+    counts = plan.nfe, plan.energy_steps, int(plan.energy_steps.max(initial=0))
+    seeds = sequence_seeds(0, batch)
+    run = Run(engine.denoiser, engine.energy, config, blank, seeds, *counts)
 
     @functools.cache  # a generation makes the steps of many iterations at once
     def parts(j: int) -> list[Step]:

@@ -26,14 +26,14 @@ from edlm_engine.execution.graphs import ModelGraphs
 from edlm_engine.execution.threads import one_thread
 from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.canvas import Chat, Tokens, sequence_seeds
+from edlm_engine.sampling.cohort import Cohort
 from edlm_engine.sampling.config import GenerationConfig, as_config
 from edlm_engine.sampling.generation import Generation
-from edlm_engine.sampling.plan import RevealPlan
 from edlm_engine.sampling.request import first_xt, length_of, require_room
 from edlm_engine.sampling.schedule import LogLinearSchedule
 from edlm_engine.sampling.session import Session
 
-Callback = Callable[[int, int, Tensor], None]
+Callback = Callable[[int, int, Tensor], Any]
 
 
 class Engine:
@@ -197,8 +197,9 @@ class Engine:
             sequence: the tokenizer's own chat template renders it up to where the answer begins.
         canvas: [B, L] int64 on any device, the mask token where free; instead of the other two.
         callback: called as callback(iteration, iterations, xt) after each iteration, counted from
-            1, with the current tokens [B, L], the mask where still hidden: one buffer, the same at
-            every call. Clone it to keep it; it is not to be modified.
+            1 (there are at most `iterations`), with the current tokens [B, L], the mask where still
+            hidden: one buffer, the same at every call. Clone it to keep it; it is not to be
+            modified. Where it returns False the generation ends, hidden positions still masked.
         progress: show a progress bar with the time left and the model evaluations.
 
         Raises TypeError and ValueError for arguments that do not fit; MemoryError, before anything
@@ -220,13 +221,11 @@ class Engine:
         # The result waits for the device: only then may another thread, or stream, use the graphs.
         with session.turn(), one_thread() if config.batch_invariant else nullcontext():
             cohort = session.only_cohort()
-            with closing(
-                _track(cohort.plan, progress)
-            ) as iterations:  # an error ends its bar first
-                for iteration in iterations:
-                    cohort.take()
-                    if callback:
-                        callback(iteration + 1, cohort.plan.iterations, cohort.run.xt)
+            iterations = cohort.course.iterations
+            with closing(_track(cohort, progress)) as track:  # an error ends its bar first
+                for iteration in track:
+                    if callback and callback(iteration, iterations, cohort.run.xt) is False:
+                        break
             return cohort.run.result(self.tokenizer)
 
     def session(
@@ -289,16 +288,20 @@ def _check_models(denoiser: Denoiser, energy: object) -> None:
         )
 
 
-def _track(plan: RevealPlan, progress: bool) -> Generator[int, None, None]:
-    """The iterations of a plan, with a progress bar if wanted."""
+def _track(cohort: Cohort, progress: bool) -> Generator[int, None, None]:
+    """Takes a cohort's iterations, and counts them from 1; with a progress bar if wanted."""
+    iteration = 0
     if not progress:
-        yield from range(plan.iterations)
+        while cohort.parts():
+            cohort.take()
+            yield (iteration := iteration + 1)
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=plan.iterations, desc="generate", unit="step") as bar:
-        for iteration in range(plan.iterations):
-            yield iteration
-            done = plan.nfe.clip(max=iteration + 1).sum()
-            bar.set_postfix(nfe=f"{done}/{plan.nfe.sum()}", refresh=False)
+    with tqdm(total=cohort.course.iterations, desc="generate", unit="step") as bar:
+        while cohort.parts():
+            cohort.take()
+            taken, most = cohort.course.evaluations(cohort.run)
+            bar.set_postfix(nfe=f"{taken}/{most}", refresh=False)
             bar.update()
+            yield (iteration := iteration + 1)

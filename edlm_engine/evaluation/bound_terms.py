@@ -17,7 +17,7 @@ from edlm_engine.evaluation.metrics import effective_sample_size
 from edlm_engine.evaluation.noising import Noisy
 from edlm_engine.models.denoiser import device_of
 from edlm_engine.sampling.config import GenerationConfig
-from edlm_engine.sampling.plan import CANDIDATES
+from edlm_engine.sampling.purposes import CANDIDATES
 
 
 def bound_terms(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -12,37 +11,35 @@ import torch
 from torch import Tensor
 
 from edlm_engine.execution.threads import one_thread
+from edlm_engine.sampling.adaptive import Adaptive
 from edlm_engine.sampling.config import GenerationConfig
-from edlm_engine.sampling.plan import RevealPlan, plan_reveals
+from edlm_engine.sampling.course import Course, Planned
+from edlm_engine.sampling.orders import ADAPTIVE
+from edlm_engine.sampling.plan import plan_reveals
 from edlm_engine.sampling.request import Sampler
 from edlm_engine.sampling.run import Run
-from edlm_engine.sampling.steps import Step, steps_of
+from edlm_engine.sampling.steps import Step
 
-# Steps are made for many iterations at once, but few where others may join any moment.
-FIRST_BLOCK = 4
 AS_IT_IS = nullcontext()
 
 
 @dataclass(eq=False)
 class Cohort:
-    """A run, its plan, and the handles of its sequences, in the order of their rows.
+    """A run, the course of its steps, and the handles of its sequences, in the order of their rows.
 
     Sequences differ in seed, known tokens, steps and window, and have the rest in common. Those
     that have ended stay where they are, untouched, until the cohort is changed.
     """
 
     run: Run
-    plan: RevealPlan
+    course: Course
     handles: list[int]
-    closed: bool = False  # nothing will join: steps are made in blocks as large as memory allows
-    taken: int = 0  # iterations
     reported: set[int] = field(default_factory=set)
-    _steps: Iterator[list[Step]] | None = None
     _parts: deque[Step] = field(default_factory=deque)
 
     def ended(self) -> np.ndarray:
         """[B] bool: which sequences have taken all their steps."""
-        return self.taken >= self.plan.nfe
+        return self.course.ended(self.run)
 
     def parts(self) -> deque[Step]:
         """What is left of the present iteration, made if there is none: to be taken one by one.
@@ -50,15 +47,7 @@ class Cohort:
         Empty if all sequences have ended.
         """
         if not self._parts:
-            if self._steps is None:
-                self._steps = steps_of(
-                    self.plan,
-                    self.run.seeds,
-                    one_by_one=self.run.config.batch_invariant,
-                    first=self.taken,
-                    first_block=None if self.closed else FIRST_BLOCK,
-                )
-            self._parts.extend(next(self._steps, ()))
+            self._parts.extend(self.course.next(self.run))
         return self._parts
 
     def take(
@@ -80,7 +69,7 @@ class Cohort:
                     self.run.advance(parts[0], values)
                     taken += len(parts[0].rows_on_host)
                 parts.popleft()
-        self.taken += 1
+        self.course.done(self.run)
         return taken, errors
 
     def _advance(self, part: Step, values: Tensor | None, errors: dict[int, Exception]) -> int:
@@ -94,30 +83,21 @@ class Cohort:
             if len(rows) == 1:
                 errors[self.handles[rows[0]]] = error
                 return 0
-        return sum(self._advance(step, None, errors) for step in self._apart(part))
-
-    def _apart(self, part: Step) -> list[Step]:
-        """A step of several sequences as a step of each."""
-        wanted = set(part.rows_on_host.tolist())
-        (steps,) = steps_of(
-            self.plan, self.run.seeds, one_by_one=True, first=self.taken, last=self.taken + 1
-        )
-        return [step for step in steps if int(step.rows_on_host[0]) in wanted]
+        return sum(self._advance(step, None, errors) for step in self.course.apart(run, part))
 
     def kept(self, rows: np.ndarray) -> Cohort:
         """A cohort of these sequences alone, between two iterations."""
-        done = np.minimum(self.taken, self.plan.nfe[rows])
         handles = [self.handles[row] for row in rows]
         reported = self.reported.intersection(handles)
-        return Cohort(self.run.rows(rows), self.plan.rest(rows, done), handles, reported=reported)
+        return Cohort(self.run.rows(rows), self.course.rest(rows), handles, reported)
 
     def joined(self, other: Cohort) -> Cohort:
-        """A cohort of both; neither has taken a step since it was made."""
+        """A cohort of both, each just made by `kept` or `planned`."""
         return Cohort(
             self.run.joined(other.run),
-            self.plan.joined(other.plan),
+            self.course.joined(other.course),
             self.handles + other.handles,
-            reported=self.reported | other.reported,
+            self.reported | other.reported,
         )
 
 
@@ -134,16 +114,35 @@ class Waiting:
         """A cohort of them."""
         config = self.config
         with_energy = sampler.energy is not None and config.num_candidates > 1
-        plan = plan_reveals(
-            self.seeds,
-            self.xt == sampler.denoiser.mask_id,
-            sampler.schedule,
-            config.steps,
-            config.energy_times if with_energy else None,
-            energy_at_fill=config.final == "sample",
-        )
-        run = Run(sampler.denoiser, sampler.energy, config, plan, self.xt, self.seeds)
-        return Cohort(run, plan, self.handles)
+        energy_times = config.energy_times if with_energy else None
+        masked = self.xt == sampler.denoiser.mask_id
+        if config.order in ADAPTIVE:
+            course: Course = Adaptive.of(
+                masked.numpy(),
+                sampler.schedule,
+                config.steps,
+                config.block_length,
+                energy_times,
+                ADAPTIVE[config.order].NEEDS_QUOTA,
+            )
+            none = np.zeros(len(masked), dtype=np.int64)
+            counts = none, none.copy(), course.iterations if energy_times else 0
+        else:
+            plan = plan_reveals(
+                self.seeds,
+                masked,
+                sampler.schedule,
+                config.steps,
+                energy_times,
+                energy_at_fill=config.final == "sample",
+                order=config.order,
+                block_length=config.block_length,
+                remask=config.remask,
+            )
+            course = Planned(plan)
+            counts = plan.nfe, plan.energy_steps, int(plan.energy_steps.max(initial=0))
+        run = Run(sampler.denoiser, sampler.energy, config, self.xt, self.seeds, *counts)
+        return Cohort(run, course, self.handles)
 
     @classmethod
     def of(cls, alike: list[Waiting]) -> Waiting:

@@ -7,6 +7,8 @@ from textwrap import shorten
 
 from torch import Tensor
 
+from edlm_engine.sampling.record import Record
+
 
 @dataclass(frozen=True, repr=False)
 class Generation:
@@ -23,6 +25,7 @@ class Generation:
     energy_evaluations: Tensor  # [B] int64: candidates scored
     ess: Tensor  # [B, S] float32 in [1, K]: effective sample size (sum w)^2 / sum w^2
     log_z: Tensor  # [B, S] float32: log of the mean weight, Theorem 1's estimate of log Z
+    record: Record | None = None  # with `GenerationConfig.record`
 
     def __repr__(self) -> str:
         """What there is, in a few lines: tensors by their shape, the first text by its start."""

@@ -1,8 +1,8 @@
 """The reveal plan: which positions each step reveals, decided before any model runs.
 
-What a step reveals does not depend on the tokens (absorbing diffusion), so one uniform per position
-fixes the whole schedule. Everything here lives on the host: the loop that follows a plan knows the
-number of model calls and every shape beforehand, and never waits for the device.
+What a step reveals in a planned order does not depend on the tokens, so the whole schedule is fixed
+at the start. Everything here lives on the host: the loop that follows a plan knows the number of
+model calls and every shape beforehand, and never waits for the device.
 """
 
 from __future__ import annotations
@@ -11,15 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from edlm_engine import ops
-from edlm_engine.reference import uniform
+from edlm_engine.sampling.orders import PLANNED, Options
 from edlm_engine.sampling.schedule import LogLinearSchedule
-
-# What a random stream is for: the coordinate that follows the seed in its address.
-REVEAL, CANDIDATES, RESAMPLE = range(3)
 
 
 @dataclass(frozen=True)
@@ -28,6 +23,8 @@ class RevealPlan:
 
     Steps that reveal nothing do not appear. Steps are numbered from 1; in discrete time N + 1 is
     the fill of what is left at t_N, in continuous time a step reveals one position.
+
+    Where positions may be hidden again, `hidden` and `shown` tell what `revealed_in` cannot.
     """
 
     revealed_in: np.ndarray  # [B, L]: step number, 0 for a position that was never masked
@@ -37,6 +34,8 @@ class RevealPlan:
     fills: np.ndarray  # [B, J] bool: what is left at t_N is filled
     energy_index: np.ndarray  # [B, J]: how many energy steps the sequence had before
     schedule: LogLinearSchedule
+    hidden: np.ndarray | None = None  # [B, J, L] bool: masked before each step
+    shown: np.ndarray | None = None  # [B, J, L] bool: revealed in it
 
     @property
     def iterations(self) -> int:
@@ -55,10 +54,14 @@ class RevealPlan:
 
     def masked(self, rows: np.ndarray, iteration: np.ndarray) -> np.ndarray:
         """[n, L] bool: where sequence rows[i] is masked before its step iteration[i]."""
+        if self.hidden is not None:
+            return self.hidden[rows, iteration]
         return self.revealed_in[rows] >= self.numbers[rows, iteration][:, None]
 
     def revealed(self, rows: np.ndarray, iteration: np.ndarray) -> np.ndarray:
         """[n, L] bool: what sequence rows[i] reveals in its step iteration[i]."""
+        if self.shown is not None:
+            return self.shown[rows, iteration]
         return self.revealed_in[rows] == self.numbers[rows, iteration][:, None]
 
     def rest(self, rows: np.ndarray, done: np.ndarray) -> RevealPlan:
@@ -66,25 +69,31 @@ class RevealPlan:
         columns = done[:, None] + np.arange(max(0, (self.nfe[rows] - done).max(initial=0)))
         inside = columns < self.iterations
         columns = np.where(inside, columns, 0)
-        cut: dict[str, Any] = {
-            name: np.where(inside, getattr(self, name)[rows[:, None], columns], 0)
-            for name in ("numbers", "times", "energy_index")
-        }
-        flags: dict[str, Any] = {
-            name: getattr(self, name)[rows[:, None], columns] & inside
-            for name in ("uses_energy", "fills")
-        }
-        return replace(self, revealed_in=self.revealed_in[rows], **cut, **flags)
+        cut: dict[str, Any] = {}
+        for name, values in self._by_step().items():
+            kept = values[rows[:, None], columns]
+            kept[~inside] = 0
+            cut[name] = kept
+        return replace(self, revealed_in=self.revealed_in[rows], **cut)
 
     def joined(self, other: RevealPlan) -> RevealPlan:
-        """The sequences of this plan and then those of another, of the same length."""
+        """The sequences of this plan and then those of another, of the same length and order."""
         width = max(self.iterations, other.iterations)
+        theirs = other._by_step()
         by_step: dict[str, Any] = {
-            name: np.concatenate([_padded(getattr(plan, name), width) for plan in (self, other)])
-            for name in ("numbers", "times", "uses_energy", "fills", "energy_index")
+            name: np.concatenate([_padded(ours, width), _padded(theirs[name], width)])
+            for name, ours in self._by_step().items()
         }
         revealed_in = np.concatenate([self.revealed_in, other.revealed_in])
         return replace(self, revealed_in=revealed_in, **by_step)
+
+    def _by_step(self) -> dict[str, np.ndarray]:
+        """What is there for each step: [B, J, ...]."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name != "revealed_in" and isinstance(value, np.ndarray)
+        }
 
 
 def plan_reveals(
@@ -94,50 +103,58 @@ def plan_reveals(
     steps: int | None,
     energy_times: tuple[float, float] | None = None,
     energy_at_fill: bool = True,
+    *,
+    order: str = "ancestral",
+    block_length: int | None = None,
+    remask: float = 0.0,
 ) -> RevealPlan:
     """Plan a generation from seeds [B] int64 and the masked positions [B, L] bool, both on the CPU.
 
-    Discrete time (`steps` = N) is the exact ancestral process: position l of a sequence with
-    uniform u is revealed in the step i with mask_prob(t_i) <= u < mask_prob(t_{i-1}). Continuous
-    time (`steps` = None) reveals positions one by one in the order of falling u, each at the time t
-    with mask_prob(t) = u (first-hitting sampler, Zheng et al. 2024). A step uses the energy if its
-    time, t_{i-1} of a transition to t_i, lies in `energy_times` (inclusive; None: never).
+    `order` is one of `orders.PLANNED`, with `block_length` and `remask` as in `GenerationConfig`. A
+    step uses the energy if its time, t_{i-1} of a transition to t_i, lies in `energy_times`
+    (inclusive; None: never).
     """
-    free = masked.numpy()
-    keys = ops.stream_keys(seeds, REVEAL)
-    if steps is None:
-        revealed_in, step_times = _continuous(keys, free, schedule)
-    else:
-        times = schedule.times(steps)
-        drawn = ops.reveal_steps(keys, free.shape[1], schedule.mask_prob(times)).numpy()
-        revealed_in = np.where(free, drawn, 0)
-        step_times = np.broadcast_to(times.numpy(), (len(free), steps + 1))
-    numbers = _active_steps(revealed_in)
-    active_times = np.take_along_axis(step_times, np.maximum(numbers - 1, 0), axis=1)
-    fills = numbers == (-1 if steps is None else steps + 1)
+    options = Options(steps, block_length, remask)
+    table = PLANNED[order].timetable(seeds, masked.numpy(), schedule, options)
+    shown = None if table.hidden is None else _shown(table.hidden)
+    numbers = _active_steps(table.revealed_in, shown)
+    at = np.maximum(numbers - 1, 0)
+    times = _taken(table.times, at, np.float64)
+    fills = _taken(table.fills, at, bool) & (numbers > 0)
     low, high = energy_times or (np.inf, -np.inf)
-    uses_energy = (numbers > 0) & (low <= active_times) & (active_times <= high)
+    uses_energy = (numbers > 0) & (low <= times) & (times <= high)
     if not energy_at_fill:
         uses_energy &= ~fills
     before: np.ndarray = np.cumsum(uses_energy, axis=1) - uses_energy
-    return RevealPlan(revealed_in, numbers, active_times, uses_energy, fills, before, schedule)
+    plan = RevealPlan(table.revealed_in, numbers, times, uses_energy, fills, before, schedule)
+    if table.hidden is None or shown is None:
+        return plan
+    in_use = (numbers > 0)[..., None]
+    hidden, shown = (
+        np.take_along_axis(x, at[..., None], axis=1) & in_use for x in (table.hidden, shown)
+    )
+    return replace(plan, hidden=hidden, shown=shown)
 
 
-def _continuous(keys: Tensor, masked: np.ndarray, schedule) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each position by falling u, from 1, and the time of each rank: both [B, L]."""
-    length = masked.shape[1]
-    u = uniform(ops.stream_keys(keys[:, None], torch.arange(length))).numpy()
-    order = np.argsort(np.where(masked, -u, np.inf), axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(1, length + 1)[None], axis=1)
-    times = schedule.time_of(torch.from_numpy(np.take_along_axis(u, order, axis=1))).numpy()
-    return np.where(masked, ranks, 0), times
+def _taken(by_number: np.ndarray, at: np.ndarray, dtype: type) -> np.ndarray:
+    """[B, J] of [B, M], of which there may be none."""
+    return np.take_along_axis(by_number, at, axis=1) if at.size else np.zeros(at.shape, dtype)
 
 
-def _active_steps(revealed_in: np.ndarray) -> np.ndarray:
-    """[B, J]: the distinct step numbers of each row, ascending, then 0."""
-    ordered = np.sort(revealed_in, axis=1)
-    first = np.diff(ordered, axis=1, prepend=0) > 0
+def _shown(hidden: np.ndarray) -> np.ndarray:
+    """[B, M, L]: what each step reveals, which is all that is hidden in the last one."""
+    after = np.concatenate([hidden[:, 1:], np.zeros_like(hidden[:, :1])], axis=1)
+    return hidden & ~after
+
+
+def _active_steps(revealed_in: np.ndarray, shown: np.ndarray | None) -> np.ndarray:
+    """[B, J]: the numbers of the steps of each row that reveal something, ascending, then 0."""
+    if shown is None:
+        ordered = np.sort(revealed_in, axis=1)
+        first = np.diff(ordered, axis=1, prepend=0) > 0
+    else:
+        first = np.any(shown, axis=2)
+        ordered = np.broadcast_to(np.arange(1, first.shape[1] + 1), first.shape)
     counts = first.sum(axis=1)
     numbers = np.zeros((len(ordered), counts.max(initial=0)), dtype=np.int64)
     numbers[np.arange(numbers.shape[1]) < counts[:, None]] = ordered[first]
@@ -145,5 +162,6 @@ def _active_steps(revealed_in: np.ndarray) -> np.ndarray:
 
 
 def _padded(by_step: np.ndarray, width: int) -> np.ndarray:
-    """[B, J] with zeros up to `width` columns."""
-    return np.pad(by_step, ((0, 0), (0, width - by_step.shape[1])))
+    """[B, J, ...] with zeros up to `width` steps."""
+    rest = [(0, 0)] * (by_step.ndim - 2)
+    return np.pad(by_step, ((0, 0), (0, width - by_step.shape[1]), *rest))

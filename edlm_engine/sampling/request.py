@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from edlm_engine.energies.protocol import Energy
@@ -14,6 +15,7 @@ from edlm_engine.execution.memory import require_memory
 from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.canvas import Chat, Tokens, check_canvas, compose_canvas
 from edlm_engine.sampling.config import GenerationConfig
+from edlm_engine.sampling.law import bias_of
 from edlm_engine.sampling.schedule import LogLinearSchedule
 
 
@@ -67,6 +69,7 @@ def length_of(sampler: Sampler, config: GenerationConfig) -> int:
             f"length must be given: this denoiser has none of its own, it takes up to "
             f"{denoiser.length} tokens"
         )
+    bias_of(config, denoiser.vocab_size, torch.device("cpu"))  # refuses what it cannot be
     length = config.length or denoiser.length
     longest = min(denoiser.length, getattr(energy, "length", denoiser.length))
     if length > longest:

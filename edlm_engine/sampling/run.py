@@ -18,14 +18,14 @@ from edlm_engine.execution.upload import upload
 from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.sampling.generation import Generation
-from edlm_engine.sampling.plan import RevealPlan
+from edlm_engine.sampling.law import ARGMAX, bias_of, law_of
+from edlm_engine.sampling.orders import ADAPTIVE
+from edlm_engine.sampling.picking import advance_adaptive
+from edlm_engine.sampling.record import Recorder
 from edlm_engine.sampling.steps import Step
 
-# A nucleus this small holds the most probable token alone: no vocabulary reaches 1e12 tokens.
-ARGMAX_TOP_P = 1e-12
-
 # What a run holds of each sequence, and of each of its energy steps, NaN where it has fewer.
-BY_ROW = ("xt", "seeds", "failed")
+BY_ROW = ("xt", "seeds", "failed", "known")
 BY_ENERGY_STEP = ("ess", "log_z")
 
 
@@ -40,9 +40,11 @@ class Run:
         denoiser: Denoiser,
         energy: Energy | Callable[..., Tensor] | None,
         config: GenerationConfig,
-        plan: RevealPlan,
         xt: Tensor,
         seeds: Tensor,
+        nfe: np.ndarray,
+        energy_steps: np.ndarray,
+        most_energy_steps: int,
     ):
         self.denoiser: Any = denoiser  # some have more than the protocol asks
         self.energy = None if energy is None else energy_function(energy)
@@ -52,21 +54,32 @@ class Run:
         tokens, self.seeds = upload(self.device, xt.flatten(), seeds)
         # A copy, which may be changed in this mode where the caller's may not.
         self.xt = tokens.view(xt.shape).clone()
-        # Totals of each sequence, on the host.
-        self.nfe, self.energy_steps = plan.nfe, plan.energy_steps
-        diagnostics = (len(xt), int(plan.energy_steps.max(initial=0)))
-        self.ess = torch.full(diagnostics, torch.nan, device=self.device)
+        # Of each sequence, on the host: in all, or so far where that is not known before.
+        self.nfe, self.energy_steps = nfe, energy_steps
+        self.ess = torch.full((len(xt), most_energy_steps), torch.nan, device=self.device)
         self.log_z = self.ess.clone()
         self.failed = torch.zeros(len(xt), dtype=torch.int64, device=self.device)
+        self.known = self.xt != self.denoiser.mask_id
+        self.order = ADAPTIVE.get(config.order)
         self.x0 = self._candidates()
+        self.bias = bias_of(config, denoiser.vocab_size, self.device)
+        self.recorder: Recorder | None = None
+        if config.record:
+            shape = len(xt), xt.shape[1], most_energy_steps, self.x0.shape[1]
+            self.recorder = Recorder(*shape, self.device)
 
     def __len__(self) -> int:
         return len(self.xt)
 
     def _candidates(self) -> Tensor:
         """Room for the candidates [B, K, L] of a step."""
-        candidates = 0 if self.energy is None else self.config.num_candidates
+        least = 0 if self.order is None else 1
+        candidates = least if self.energy is None else self.config.num_candidates
         return self.xt.new_empty(len(self.xt), candidates, self.xt.shape[1])
+
+    def masked(self) -> np.ndarray:
+        """[B, L] bool, where xt is masked now; waits for the device."""
+        return (self.xt == self.denoiser.mask_id).cpu().numpy()
 
     def rows(self, rows: np.ndarray) -> Run:
         """A copy of these sequences [n]."""
@@ -75,9 +88,8 @@ class Run:
         (index,) = upload(self.device, torch.from_numpy(rows))
         for name in (*BY_ROW, *BY_ENERGY_STEP):
             setattr(part, name, getattr(self, name).index_select(0, index))
-        width = int(part.energy_steps.max(initial=0))
-        for name in BY_ENERGY_STEP:
-            setattr(part, name, getattr(part, name)[:, :width])
+        if self.recorder is not None:
+            part.recorder = self.recorder.rows(index)
         part.x0 = part._candidates()
         return part
 
@@ -93,11 +105,20 @@ class Run:
             parts = [getattr(run, name) for run in (self, other)]
             padded = [pad(x, (0, width - x.shape[1]), value=torch.nan) for x in parts]
             setattr(both, name, torch.cat(padded))
+        if self.recorder is not None and other.recorder is not None:
+            both.recorder = self.recorder.joined(other.recorder)
         both.x0 = both._candidates()
         return both
 
     def inputs(self, step: Step) -> tuple[Tensor, Tensor]:
-        """What the denoiser is given: a copy of xt [n, L], and sigma [n]."""
+        """What the denoiser is given: a copy of xt [n, L], and sigma [n].
+
+        What the step finds hidden again is masked first.
+        """
+        if step.hides is not None:
+            length = self.xt.shape[1]
+            rows = step.rows[step.hides // length]
+            self.xt.view(-1)[rows * length + step.hides % length] = self.denoiser.mask_id
         return self.xt.index_select(0, step.rows), step.sigmas
 
     def advance(self, step: Step, values: Tensor | None = None) -> None:
@@ -108,15 +129,21 @@ class Run:
         that changes its input changes nothing of the sequences.
         """
         if values is None:
-            values = evaluate(self.denoiser, *self.inputs(step))
-        tokens, log_q = self._draw(values.flatten(0, 1), step)
+            values = self._evaluate(step)
+        if step.pick is not None:
+            advance_adaptive(self, step, values)
+            return
+        recorder = self.recorder
+        tokens, drawn, statistics = self.draw(
+            values.flatten(0, 1), step, statistics=recorder is not None
+        )
         scored = len(step.times)
         x0 = self.x0[:scored]
         # On CUDA a row of bad logits has token -1. No model may see that, and asking the device
         # here would stall it: it is placed as 0 and noted, and the end of the run reports it.
         xt, log_q = ops.place_candidates(
             tokens,
-            log_q,
+            drawn,
             step.draws,
             step.draw_starts,
             step.rows,
@@ -125,13 +152,13 @@ class Run:
             self.failed,
             first_position=self.first_scored,
         )
+        if recorder is not None and statistics is not None:
+            recorder.plain(step, drawn, statistics)
         if scored == 0:
             return
-        assert self.energy is not None  # without one, no step of a plan uses it
-        energy = self.energy(x0, xt, log_q, step.times, masked=step.masked)
-        _check_returned("the energy", energy, log_q.shape, xt.device)
-        ops.reveal_chosen(
-            energy.float(),
+        energy = self.energies(x0, xt, log_q, step)
+        choice = ops.reveal_chosen(
+            energy,
             step.choice_keys,
             x0,
             step.reveals,
@@ -144,31 +171,61 @@ class Run:
             self.failed,
             temperature=self.config.energy_temperature,
         )
+        if recorder is not None and statistics is not None:
+            recorder.scored(step, energy, log_q, choice, drawn, self.config.energy_temperature)
+            recorder.chosen(step, choice, drawn, statistics)
 
-    def _draw(self, values: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Draws at the step's positions: tokens [R, K], log_q (of no use at the last fills)."""
+    def energies(self, x0: Tensor, xt: Tensor, log_q: Tensor, step: Step) -> Tensor:
+        """E [E, K] float32 of the candidates of the first E sequences of a step."""
+        assert self.energy is not None  # without one, no step uses it
+        energy = self.energy(x0, xt, log_q, step.times, masked=step.masked)
+        check_returned("the energy", energy, log_q.shape, xt.device)
+        return energy.float()
+
+    def draw(
+        self, values: Tensor, step: Step, *, statistics: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draws at the step's positions: tokens [R, K], log_q (of no use at the last fills), and
+        statistics [R, 3] of the laws if wanted."""
         keys = step.draw_keys
         values = values if len(keys) == len(values) else values[step.draws]
         # Candidate 0 does not depend on K, so sequences with and without the energy share a call.
         candidates = self.config.num_candidates if len(step.times) else 1
         cut = len(keys) - (step.fill_draws if self.config.final == "argmax" else 0)
+        law = law_of(self.config)
+        options = {"statistics": True} if statistics else {}
         if cut == len(keys):
-            return self._sample(values, keys, candidates, self.config.top_p)
-        drawn = self._sample(values[:cut], keys[:cut], candidates, self.config.top_p)
-        filled = self._sample(values[cut:], keys[cut:], candidates, ARGMAX_TOP_P)
-        return torch.cat([drawn[0], filled[0]]), torch.cat([drawn[1], filled[1]])
+            parts = [self._sample(values, keys, candidates, law | options)]
+        else:
+            parts = [
+                self._sample(values[:cut], keys[:cut], candidates, law | options),
+                self._sample(values[cut:], keys[cut:], candidates, law | ARGMAX | options),
+            ]
+        drawn = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+        return drawn[0], drawn[1], drawn[2] if statistics else None
+
+    def _evaluate(self, step: Step) -> Tensor:
+        xt, sigma = self.inputs(step)
+        if self.config.guidance == 0:
+            return evaluate(self.denoiser, xt, sigma)
+        known = self.known.index_select(0, step.rows)
+        without = xt.masked_fill(known, self.denoiser.mask_id)
+        both = evaluate(self.denoiser, torch.cat([xt, without]), sigma.repeat(2))
+        # The head is linear, and the weights sum to 1: what holds of logits holds of hidden states.
+        given, free = both.float().chunk(2)
+        return (given + self.config.guidance * (given - free)).to(both.dtype)
 
     def _sample(
-        self, values: Tensor, keys: Tensor, candidates: int, top_p: float
-    ) -> tuple[Tensor, Tensor]:
-        options: dict[str, Any] = {
-            "forbidden_id": self.denoiser.mask_id,
-            "temperature": self.config.temperature,
-            "top_p": top_p,
-        }
+        self, values: Tensor, keys: Tensor, candidates: int, options: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        options = {"forbidden_id": self.denoiser.mask_id, **options}
         if not _has_head(self.denoiser):
+            if self.bias is not None:
+                values = values.float() + self.bias
             return ops.sample_candidates(values, keys, candidates, **options)
         weight, bias = self.denoiser.head
+        if self.bias is not None:
+            bias = self.bias.to(weight.dtype) if bias is None else bias + self.bias.to(bias.dtype)
         return ops.head_sample_candidates(values, weight, keys, candidates, bias=bias, **options)
 
     def result(self, tokenizer=None) -> Generation:
@@ -181,16 +238,19 @@ class Run:
             )
         texts = None if tokenizer is None else [tokenizer.decode(row) for row in self.xt.tolist()]
         evaluations = self.energy_steps * self.config.num_candidates
+        nfe = self.nfe * (1 if self.config.guidance == 0 else 2)
+        width = int(self.energy_steps.max(initial=0))
         # Copies, because tensors made in inference mode could not be changed in place by the user.
         with torch.inference_mode(False):
             return Generation(
                 sequences=self.xt.clone(),
                 texts=texts,
                 seeds=self.seeds.clone(),
-                nfe=torch.from_numpy(self.nfe).to(self.device, copy=True),
+                nfe=torch.from_numpy(nfe).to(self.device, copy=True),
                 energy_evaluations=torch.from_numpy(evaluations).to(self.device),
-                ess=self.ess.clone(),
-                log_z=self.log_z.clone(),
+                ess=self.ess[:, :width].clone(),
+                log_z=self.log_z[:, :width].clone(),
+                record=None if self.recorder is None else self.recorder.record(width),
             )
 
 
@@ -199,7 +259,7 @@ def evaluate(denoiser: Any, xt: Tensor, sigma: Tensor) -> Tensor:
     name = "hidden" if _has_head(denoiser) else "logits"
     values = call_model(denoiser, name, xt, sigma)
     width = denoiser.head[0].shape[1] if _has_head(denoiser) else denoiser.vocab_size
-    _check_returned(f"the denoiser's {name}", values, (*xt.shape, width), xt.device)
+    check_returned(f"the denoiser's {name}", values, (*xt.shape, width), xt.device)
     return values
 
 
@@ -207,7 +267,7 @@ def _has_head(denoiser: object) -> bool:
     return hasattr(denoiser, "hidden")
 
 
-def _check_returned(what: str, value: Any, shape: Sequence[int], device: torch.device) -> None:
+def check_returned(what: str, value: Any, shape: Sequence[int], device: torch.device) -> None:
     """What a model returned must be a tensor of this shape on this kind of device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{what} must be a tensor, got {type(value).__name__}")

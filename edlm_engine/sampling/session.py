@@ -170,7 +170,7 @@ class Session:
         """The sequences of a session in which all are alike and nothing is to join."""
         self._settle()
         (cohort,) = self._cohorts.values()
-        cohort.closed = True
+        cohort.course.closed = True
         return cohort
 
     @contextmanager
@@ -225,7 +225,7 @@ class Session:
         self._waiting = []
         for new in map(Waiting.of, alike.values()):
             # Steps, window, seed and tokens are a row's own; all else is the cohort's.
-            key = replace(new.config, steps=None, window=1.0)
+            key = replace(new.config, steps=1, window=1.0)
             cohort = new.planned(self.sampler)
             if key in self._cohorts:
                 self._without_ended(key)
@@ -262,8 +262,9 @@ class Session:
         """
         by_length: dict[int | None, list[Cohort]] = {}
         for cohort in cohorts:
-            if not cohort.run.config.batch_invariant:
-                by_length.setdefault(cohort.run.config.length, []).append(cohort)
+            config = cohort.run.config
+            if not config.batch_invariant and config.guidance == 0:
+                by_length.setdefault(config.length, []).append(cohort)
         taken = 0
         for alike in by_length.values():
             if len(alike) == 1:

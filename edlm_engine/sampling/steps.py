@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -13,10 +13,19 @@ from torch import Tensor
 
 from edlm_engine import ops
 from edlm_engine.execution.upload import upload
-from edlm_engine.sampling.plan import CANDIDATES, RESAMPLE, RevealPlan
+from edlm_engine.sampling.plan import RevealPlan
+from edlm_engine.sampling.purposes import CANDIDATES, RESAMPLE
+from edlm_engine.sampling.schedule import LogLinearSchedule
 
 # Positions, of all sequences, in the iterations that are made at once: some 20 MB.
 BLOCK_POSITIONS = 1 << 18
+
+
+class Pick(NamedTuple):
+    """What an adaptive order may reveal in a step, and how much of it."""
+
+    eligible: Tensor  # [n, L] bool
+    quota: Tensor  # [n]
 
 
 class Step(NamedTuple):
@@ -41,6 +50,9 @@ class Step(NamedTuple):
     fill_draws: int  # how many of `draws`, the last ones, belong to the last sequences
     masked: np.ndarray  # [E, L] bool: where the first E sequences are masked; on the host
     rows_on_host: np.ndarray  # [n]
+    numbers: Tensor  # [n]: of the steps
+    hides: Tensor | None = None  # places to mask before anything else
+    pick: Pick | None = None  # of an adaptive order; then no `reveals` are there
 
 
 def steps_of(
@@ -68,42 +80,85 @@ def steps_of(
 def _block(
     plan: RevealPlan, seeds: Tensor, one_by_one: bool, begin: int, end: int
 ) -> Iterator[list[Step]]:
-    """Iterations `begin` to `end`: arrays of a row for each active sequence, cut into steps."""
+    """Iterations `begin` to `end`."""
     iteration, rows, energy, fills = _in_order(plan, begin, end)
-    numbers, times = plan.numbers[rows, iteration], plan.times[rows, iteration]
     revealed = plan.revealed(rows, iteration)
-    drawn = revealed | (energy[:, None] & plan.masked(rows, iteration))
-    chosen = revealed & energy[:, None]
-    draws, reveals, length = drawn.sum(axis=1), chosen.sum(axis=1), drawn.shape[1]
-
+    masked = plan.masked(rows, iteration)
+    taken = Taken(
+        rows=rows,
+        numbers=plan.numbers[rows, iteration],
+        times=plan.times[rows, iteration],
+        energy=energy,
+        columns=plan.energy_index[rows, iteration],
+        fills=fills,
+        drawn=revealed | (energy[:, None] & masked),
+        revealed=revealed,
+        hidden=None if plan.hidden is None else masked,
+    )
     heads = np.arange(len(rows)) if one_by_one else np.unique(iteration, return_index=True)[1]
-    n, e, r, p, fill_draws = (
+    steps = made(taken, heads, seeds, plan.schedule)
+    for _, group in groupby(zip(iteration[heads].tolist(), steps, strict=True), itemgetter(0)):
+        yield [step for _, step in group]
+
+
+class Taken(NamedTuple):
+    """The steps that m sequences take, on the host; those with the energy first in each `Step`."""
+
+    rows: np.ndarray  # [m]
+    numbers: np.ndarray  # [m]
+    times: np.ndarray  # [m]
+    energy: np.ndarray  # [m] bool
+    columns: np.ndarray  # [m]: how many energy steps the sequence had before
+    fills: np.ndarray  # [m] bool
+    drawn: np.ndarray  # [m, L] bool
+    revealed: np.ndarray  # [m, L] bool
+    hidden: np.ndarray | None  # [m, L] bool: what is to be masked first
+
+
+def made(
+    taken: Taken, heads: np.ndarray, seeds: Tensor, schedule: LogLinearSchedule
+) -> Iterator[Step]:
+    """Steps on the device of `seeds` [B], each of the sequences from one of `heads` to the next."""
+    rows, energy, drawn = taken.rows, taken.energy, taken.drawn
+    chosen = taken.revealed & energy[:, None]
+    hidden = np.zeros_like(drawn[:, :0]) if taken.hidden is None else taken.hidden
+    draws, reveals, hides = (each.sum(axis=1) for each in (drawn, chosen, hidden))
+    length = drawn.shape[1]
+    n, e, r, p, h, fill_draws = (
         np.add.reduceat(counts, heads).tolist()
-        for counts in (np.ones_like(rows), energy.astype(int), draws, reveals, draws * fills)
+        for counts in (
+            np.ones_like(rows),
+            energy.astype(int),
+            draws,
+            reveals,
+            hides,
+            draws * taken.fills,
+        )
     )
     first_place = np.repeat(heads, n) * length  # of the row's step, where a block is [rows, L]
 
     on_host = (
         rows,
-        numbers,
-        plan.schedule.sigma(torch.from_numpy(times)).double().numpy(),
+        taken.numbers,
+        schedule.sigma(torch.from_numpy(taken.times)).double().numpy(),
         first_place,
         np.flatnonzero(drawn),
         _starts(draws),
         np.flatnonzero(energy),
-        times[energy],
-        plan.energy_index[rows, iteration][energy],
+        taken.times[energy],
+        taken.columns[energy],
         np.flatnonzero(chosen) - np.repeat(first_place, reveals),
         _starts(reveals[energy]),
+        np.flatnonzero(hidden) - np.repeat(first_place, hides),
     )
     here = upload(seeds.device, *map(torch.from_numpy, on_host))
     rows_, numbers_, sigmas, first_place_, places, draw_starts = here[:6]
-    with_energy, energy_times, columns, reveals_, reveal_starts = here[6:]
+    with_energy, energy_times, columns, reveals_, reveal_starts, hides_ = here[6:]
     owner, position, seeds = places // length, places % length, seeds[rows_]
     draw_keys = ops.stream_keys(seeds[owner], CANDIDATES, numbers_[owner], position)
     choice_keys = ops.stream_keys(seeds[with_energy], RESAMPLE, numbers_[with_energy])
 
-    steps = map(
+    return map(
         Step,
         rows_.split(n),
         sigmas.float().split(n),
@@ -118,9 +173,9 @@ def _block(
         fill_draws,
         (drawn[head : head + some] for head, some in zip(heads.tolist(), e, strict=True)),
         (rows[head : head + count] for head, count in zip(heads.tolist(), n, strict=True)),
+        numbers_.split(n),
+        repeat(None) if taken.hidden is None else hides_.split(h),
     )
-    for _, group in groupby(zip(iteration[heads].tolist(), steps, strict=True), itemgetter(0)):
-        yield [step for _, step in group]
 
 
 def _in_order(plan: RevealPlan, begin: int, end: int) -> tuple[np.ndarray, ...]:

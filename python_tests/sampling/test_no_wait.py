@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edlm_engine import ARResidualEnergy, CallableDenoiser, Engine, GenerationConfig
-from edlm_engine.sampling import cohort, steps
+from edlm_engine.sampling import course, steps
 from edlm_engine.sampling.run import Run
 from edlm_engine.sampling.steps import steps_of
 
@@ -72,7 +72,7 @@ def uploads(monkeypatch):
                 return
             yield iteration
 
-    monkeypatch.setattr(cohort, "steps_of", watched_steps)
+    monkeypatch.setattr(course, "steps_of", watched_steps)
     monkeypatch.setattr(Run, "__init__", watched(start))
     monkeypatch.setattr(Run, "advance", watched(advance))
     monkeypatch.setattr(Run, "result", lambda self, tokenizer: self)

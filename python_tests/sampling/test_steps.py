@@ -6,7 +6,8 @@ import torch
 
 from edlm_engine import LogLinearSchedule, ops, reference
 from edlm_engine.sampling import steps as steps_module
-from edlm_engine.sampling.plan import CANDIDATES, RESAMPLE, REVEAL, plan_reveals
+from edlm_engine.sampling.plan import plan_reveals
+from edlm_engine.sampling.purposes import CANDIDATES, RESAMPLE, REVEAL
 from edlm_engine.sampling.steps import Step, steps_of
 
 SCHEDULE = LogLinearSchedule(eps=0.1)
@@ -146,7 +147,9 @@ def test_a_block_travels_in_one_copy(monkeypatch):
         pinned.clear()
         moved = steps_of(plan, SEEDS.to("meta"))
         for (step,), (here,) in zip(moved, steps_of(plan, SEEDS), strict=True):
-            for ours, theirs in zip(step[:-3], here[:-3], strict=True):
+            for ours, theirs in zip(step, here, strict=True):
+                if not isinstance(theirs, torch.Tensor):
+                    continue
                 assert ours.is_meta and ours.dtype == theirs.dtype and ours.shape == theirs.shape
             assert np.array_equal(step.masked, here.masked)
         assert len(pinned) == copies

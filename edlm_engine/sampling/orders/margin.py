@@ -1,0 +1,26 @@
+"""The clearest positions first: by p1 - p2, the most and second most likely token (Dream's
+`topk_margin`, Kim et al. 2025).
+
+Reveal-first does not hold, as in `confidence`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from edlm_engine.sampling.orders.ranking import highest
+
+NEEDS_STATISTICS, NEEDS_QUOTA = True, True
+
+
+def scores(log_q: Tensor, statistics: Tensor | None) -> Tensor:
+    """See `AdaptiveOrder.scores`: the margin of the law, whatever was drawn."""
+    assert statistics is not None
+    return statistics[:, 1].exp() - statistics[:, 2].exp()
+
+
+def pick(scores: Tensor, quota: Tensor, options: Any) -> Tensor:
+    """See `AdaptiveOrder.pick`: the `quota` highest."""
+    return highest(scores, quota)
