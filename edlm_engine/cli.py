@@ -170,11 +170,15 @@ def _how_to_go_on(args: argparse.Namespace) -> str:
 def _bundle(args: argparse.Namespace) -> None:
     from edlm_engine.training.bundle import bundle
 
-    for name, recipe in bundle(args.denoiser, args.ar, args.out, args.data).items():
-        loss = recipe["held_out"]
-        text = f"{loss['nats_per_token']} nats per token held out" if loss else "nothing held out"
+    made = bundle(args.denoiser, args.ar, args.out, args.data, args.energy)
+    for name, recipe in made.items():
+        unit, found = (
+            "nats per window" if name == "energy" else "nats per token",
+            recipe["held_out"],
+        )
+        text = f"{found[unit.replace(' ', '_')]} {unit} held out" if found else "nothing held out"
         print(f"{name}: {text}")
-    print(f"edlm generate --model {args.out} --energy ar")
+    print(f"edlm generate --model {args.out} --energy {'nce' if args.energy else 'ar'}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

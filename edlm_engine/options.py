@@ -87,11 +87,12 @@ def command_line() -> argparse.ArgumentParser:
         _add_train_options(kinds.add_parser(kind, help=about), train_config(kind))
 
     bundle = commands.add_parser(
-        "bundle", help="put a trained denoiser and AR model together as one folder"
+        "bundle", help="put a trained denoiser and its energies together as one folder"
     )
     bundle.add_argument("denoiser", type=Path, help="folder of the denoiser's run")
     bundle.add_argument("ar", type=Path, help="folder of the AR model's run")
     bundle.add_argument("out", type=Path, help="folder to write, ready for --model")
+    bundle.add_argument("--energy", type=Path, help="folder of the run of an NCE energy")
     bundle.add_argument(
         "--data",
         nargs="+",

@@ -175,5 +175,7 @@ def test_bfloat16_and_given_tokenizer(config, tmp_path):
 
 
 def test_bad_kind_is_named(config):
-    with pytest.raises(ValueError, match="kind must be denoiser or ar or adapt or energy, got 'gan'"):
+    with pytest.raises(
+        ValueError, match="kind must be denoiser or ar or adapt or energy, got 'gan'"
+    ):
         train("gan", config)
