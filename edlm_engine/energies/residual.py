@@ -41,6 +41,8 @@ class ARResidualEnergy:
         self.carry_over = carry_over
         self.max_tokens = max_tokens
 
+    residual = True
+
     @property
     def first_position(self) -> int:
         return self.model.first_position

@@ -74,12 +74,14 @@ class Cohort:
 
     def _advance(self, part: Step, values: Tensor | None, errors: dict[int, Exception]) -> int:
         run, rows = self.run, part.rows_on_host
-        before = run.xt.clone()
+        before = {"xt": run.xt.clone(), **{k: x.clone() for k, x in run.state.items()}}
         try:
             run.advance(part, values)
             return len(rows)
         except Exception as error:
-            run.xt.copy_(before)
+            run.xt.copy_(before["xt"])
+            for name, value in run.state.items():
+                value.copy_(before[name])
             if len(rows) == 1:
                 errors[self.handles[rows[0]]] = error
                 return 0
@@ -113,7 +115,9 @@ class Waiting:
     def planned(self, sampler: Sampler) -> Cohort:
         """A cohort of them."""
         config = self.config
-        with_energy = sampler.energy is not None and config.num_candidates > 1
+        with_energy = sampler.energy is not None and (
+            config.num_candidates > 1 or config.correction == "speculative"
+        )
         energy_times = config.energy_times if with_energy else None
         masked = self.xt == sampler.denoiser.mask_id
         if config.order in ADAPTIVE:

@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any, Literal
 
+PLANNED = ("ancestral", "leftmost")
 ORDERS = (
-    "ancestral",
-    "leftmost",
+    *PLANNED,
     "confidence",
     "margin",
     "entropy",
     "threshold",
     "entropy_bounded",
 )
+CORRECTIONS = ("joint", "local", "smc")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ class GenerationConfig:
     guidance: scale g of classifier-free guidance: logits are (1 + g) times those given the known
         tokens minus g times those with the known tokens masked. Two evaluations a step.
     record: keep what was drawn and how likely it was (`Generation.record`).
+    correction: how the energy corrects the draws (a file each in
+        `edlm_engine.sampling.corrections`, whose docstrings state the laws): "joint", the paper's K
+        complete candidates; "local", candidates that differ in what the step reveals;
+        "speculative", the AR model's own law left to right from the denoiser's drafts; "smc", K
+        particles with weights. All but "joint" need a planned order.
+    shared_rests: of "local": how many rests the candidates share.
+    ess_threshold: of "smc": resample below this part of K.
+    ess_target: of "joint" and "local": score candidates only until the effective sample size is
+        this, at most K; the host then waits for the device.
     """
 
     steps: int | None = 128
@@ -80,6 +90,10 @@ class GenerationConfig:
     entropy_bound: float = 0.1
     guidance: float = 0.0
     record: bool = False
+    correction: str = "joint"
+    shared_rests: int = 1
+    ess_threshold: float = 0.5
+    ess_target: float | None = None
 
     def __post_init__(self):
         for name in ("steps", "num_candidates", "length", "block_length"):
@@ -112,6 +126,7 @@ class GenerationConfig:
             _check(low <= value <= high, name, f"in [{low:g}, {high:g}]", value)
         _check(self.threshold > 0, "threshold", "in (0, 1]", self.threshold)
         self._check_order()
+        self._check_correction()
         self._check_window()
 
     @classmethod
@@ -188,6 +203,33 @@ class GenerationConfig:
             plain = self.order == "ancestral" and self.steps and not self.block_length
             rule = '0 unless order is "ancestral", steps are given and block_length is not'
             _check(bool(plain), "remask", rule, self.remask)
+
+    def _check_correction(self):
+        names = ", ".join(CORRECTIONS)
+        _check_type("correction", self.correction, str)
+        _check(self.correction in CORRECTIONS, "correction", f"one of {names}", self.correction)
+        _check_type("shared_rests", self.shared_rests, int)
+        _check(self.shared_rests >= 1, "shared_rests", ">= 1", self.shared_rests)
+        _check_type("ess_threshold", self.ess_threshold, Real)
+        _check(0 <= self.ess_threshold <= 1, "ess_threshold", "in [0, 1]", self.ess_threshold)
+        if self.ess_target is not None:
+            _check_type("ess_target", self.ess_target, Real)
+            _check(self.ess_target >= 1, "ess_target", ">= 1", self.ess_target)
+        if self.correction == "joint":
+            return
+        order = self.order in PLANNED
+        rule = f"one of {', '.join(PLANNED)} with correction {self.correction!r}"
+        _check(order, "order", rule, self.order)
+        if self.correction == "local":
+            return
+        _check(not self.record, "record", f"off with correction {self.correction!r}", self.record)
+        rule = f"None with correction {self.correction!r}"
+        _check(self.ess_target is None, "ess_target", rule, self.ess_target)
+        if self.correction == "speculative":
+            plain_law = {"top_k": 0, "top_p": 1, "min_p": 0, "energy_temperature": 1}
+            for name, plain in plain_law.items():
+                value = getattr(self, name)
+                _check(value == plain, name, f"{plain} with correction 'speculative'", value)
 
     def _check_window(self):
         if isinstance(self.window, Real):

@@ -25,6 +25,8 @@ class Generation:
     energy_evaluations: Tensor  # [B] int64: candidates scored
     ess: Tensor  # [B, S] float32 in [1, K]: effective sample size (sum w)^2 / sum w^2
     log_z: Tensor  # [B, S] float32: log of the mean weight, Theorem 1's estimate of log Z
+    particles: Tensor | None = None  # [B, K, L] int64: with the correction "smc"
+    log_weights: Tensor | None = None  # [B, K] float64: of the particles
     record: Record | None = None  # with `GenerationConfig.record`
 
     def __repr__(self) -> str:

@@ -40,6 +40,7 @@ def advance_adaptive(run: Run, step: Step, values: Tensor) -> None:
     before = run.xt.index_select(0, step.rows)
     if scored:
         energy = run.energies(x0[:scored], before[:scored].clone(), sums[:scored], step)
+        run.evaluations[step.rows_on_host[:scored]] += x0.shape[1]
         choice[:scored] = _choose(run, step, energy)
         if run.recorder is not None:
             temperature = run.config.energy_temperature

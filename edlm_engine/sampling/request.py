@@ -69,6 +69,11 @@ def length_of(sampler: Sampler, config: GenerationConfig) -> int:
             f"length must be given: this denoiser has none of its own, it takes up to "
             f"{denoiser.length} tokens"
         )
+    if config.correction == "speculative" and not hasattr(energy, "model"):
+        raise ValueError(
+            "correction 'speculative' needs an energy with an autoregressive model, as "
+            f"ARResidualEnergy has, got {type(energy).__name__}"
+        )
     bias_of(config, denoiser.vocab_size, torch.device("cpu"))  # refuses what it cannot be
     length = config.length or denoiser.length
     longest = min(denoiser.length, getattr(energy, "length", denoiser.length))

@@ -17,6 +17,7 @@ from edlm_engine.execution.graphs import call_model
 from edlm_engine.execution.upload import upload
 from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.config import GenerationConfig
+from edlm_engine.sampling.corrections import CORRECTIONS
 from edlm_engine.sampling.generation import Generation
 from edlm_engine.sampling.law import ARGMAX, bias_of, law_of
 from edlm_engine.sampling.orders import ADAPTIVE
@@ -26,6 +27,7 @@ from edlm_engine.sampling.steps import Step
 
 # What a run holds of each sequence, and of each of its energy steps, NaN where it has fewer.
 BY_ROW = ("xt", "seeds", "failed", "known")
+ON_HOST = ("nfe", "energy_steps", "evaluations")
 BY_ENERGY_STEP = ("ess", "log_z")
 
 
@@ -49,6 +51,8 @@ class Run:
         self.denoiser: Any = denoiser  # some have more than the protocol asks
         self.energy = None if energy is None else energy_function(energy)
         self.first_scored = getattr(energy, "first_position", 0)
+        self.ar = getattr(energy, "model", None)
+        self.residual = getattr(energy, "residual", False)
         self.config = config
         self.device = device_of(denoiser)
         tokens, self.seeds = upload(self.device, xt.flatten(), seeds)
@@ -56,6 +60,7 @@ class Run:
         self.xt = tokens.view(xt.shape).clone()
         # Of each sequence, on the host: in all, or so far where that is not known before.
         self.nfe, self.energy_steps = nfe, energy_steps
+        self.evaluations = np.zeros(len(xt), dtype=np.int64)  # of the energy
         self.ess = torch.full((len(xt), most_energy_steps), torch.nan, device=self.device)
         self.log_z = self.ess.clone()
         self.failed = torch.zeros(len(xt), dtype=torch.int64, device=self.device)
@@ -67,6 +72,8 @@ class Run:
         if config.record:
             shape = len(xt), xt.shape[1], most_energy_steps, self.x0.shape[1]
             self.recorder = Recorder(*shape, self.device)
+        self.correction = CORRECTIONS[config.correction if energy is not None else "joint"]
+        self.state = self.correction.start(self)
 
     def __len__(self) -> int:
         return len(self.xt)
@@ -84,10 +91,12 @@ class Run:
     def rows(self, rows: np.ndarray) -> Run:
         """A copy of these sequences [n]."""
         part = copy(self)
-        part.nfe, part.energy_steps = self.nfe[rows], self.energy_steps[rows]
+        for name in ON_HOST:
+            setattr(part, name, getattr(self, name)[rows])
         (index,) = upload(self.device, torch.from_numpy(rows))
         for name in (*BY_ROW, *BY_ENERGY_STEP):
             setattr(part, name, getattr(self, name).index_select(0, index))
+        part.state = {name: x.index_select(0, index) for name, x in self.state.items()}
         if self.recorder is not None:
             part.recorder = self.recorder.rows(index)
         part.x0 = part._candidates()
@@ -96,8 +105,9 @@ class Run:
     def joined(self, other: Run) -> Run:
         """These sequences and then those of another run of the same length, sampled alike."""
         both = copy(self)
-        both.nfe = np.concatenate([self.nfe, other.nfe])
-        both.energy_steps = np.concatenate([self.energy_steps, other.energy_steps])
+        for name in ON_HOST:
+            setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
+        both.state = {name: torch.cat([x, other.state[name]]) for name, x in self.state.items()}
         for name in BY_ROW:
             setattr(both, name, torch.cat([getattr(self, name), getattr(other, name)]))
         width = max(self.ess.shape[1], other.ess.shape[1])
@@ -128,92 +138,89 @@ class Run:
         Models are given copies of xt, and no more than the revealed tokens is written back: one
         that changes its input changes nothing of the sequences.
         """
-        if values is None:
-            values = self._evaluate(step)
+        if values is None and not self.correction.PARTICLES:
+            xt, sigma = self.inputs(step)
+            values = self.evaluate(xt, sigma, step.rows)
         if step.pick is not None:
+            assert values is not None
             advance_adaptive(self, step, values)
-            return
-        recorder = self.recorder
-        tokens, drawn, statistics = self.draw(
-            values.flatten(0, 1), step, statistics=recorder is not None
-        )
-        scored = len(step.times)
-        x0 = self.x0[:scored]
-        # On CUDA a row of bad logits has token -1. No model may see that, and asking the device
-        # here would stall it: it is placed as 0 and noted, and the end of the run reports it.
-        xt, log_q = ops.place_candidates(
-            tokens,
-            drawn,
-            step.draws,
-            step.draw_starts,
-            step.rows,
-            x0,
-            self.xt,
-            self.failed,
-            first_position=self.first_scored,
-        )
-        if recorder is not None and statistics is not None:
-            recorder.plain(step, drawn, statistics)
-        if scored == 0:
-            return
-        energy = self.energies(x0, xt, log_q, step)
-        choice = ops.reveal_chosen(
-            energy,
-            step.choice_keys,
-            x0,
-            step.reveals,
-            step.reveal_starts,
-            step.rows[:scored],
-            step.columns,
-            self.xt,
-            self.ess,
-            self.log_z,
-            self.failed,
-            temperature=self.config.energy_temperature,
-        )
-        if recorder is not None and statistics is not None:
-            recorder.scored(step, energy, log_q, choice, drawn, self.config.energy_temperature)
-            recorder.chosen(step, choice, drawn, statistics)
+        else:
+            self.correction.advance(self, step, values)
 
-    def energies(self, x0: Tensor, xt: Tensor, log_q: Tensor, step: Step) -> Tensor:
-        """E [E, K] float32 of the candidates of the first E sequences of a step."""
+    def energies(
+        self,
+        x0: Tensor,
+        xt: Tensor,
+        log_q: Tensor,
+        step: Step,
+        *,
+        times: Tensor | None = None,
+        masked: np.ndarray | None = None,
+    ) -> Tensor:
+        """E [E, K] float32 of candidates x0 [E, K, L] of the first E sequences of a step, or of
+        those with these times [E] and masked positions [E, L]."""
         assert self.energy is not None  # without one, no step uses it
-        energy = self.energy(x0, xt, log_q, step.times, masked=step.masked)
+        times = step.times if times is None else times
+        masked = step.masked if masked is None else masked
+        energy = self.energy(x0, xt, log_q, times, masked=masked)
         check_returned("the energy", energy, log_q.shape, xt.device)
         return energy.float()
 
     def draw(
-        self, values: Tensor, step: Step, *, statistics: bool = False
+        self,
+        values: Tensor,
+        step: Step,
+        *,
+        candidates: int | None = None,
+        statistics: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Draws at the step's positions: tokens [R, K], log_q (of no use at the last fills), and
-        statistics [R, 3] of the laws if wanted."""
+        """Draws at the step's positions of values [n L, D or V]: tokens [R, K], log_q (of no use at
+        the last fills), and statistics [R, 3] of the laws if wanted."""
         keys = step.draw_keys
         values = values if len(keys) == len(values) else values[step.draws]
-        # Candidate 0 does not depend on K, so sequences with and without the energy share a call.
-        candidates = self.config.num_candidates if len(step.times) else 1
-        cut = len(keys) - (step.fill_draws if self.config.final == "argmax" else 0)
-        law = law_of(self.config)
-        options = {"statistics": True} if statistics else {}
-        if cut == len(keys):
-            parts = [self._sample(values, keys, candidates, law | options)]
-        else:
-            parts = [
-                self._sample(values[:cut], keys[:cut], candidates, law | options),
-                self._sample(values[cut:], keys[cut:], candidates, law | ARGMAX | options),
-            ]
-        drawn = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+        if candidates is None:
+            # Candidate 0 does not depend on K: sequences with and without the energy share a call.
+            candidates = self.config.num_candidates if len(step.times) else 1
+        drawn = self.sample(values, keys, step, candidates, statistics=statistics)
         return drawn[0], drawn[1], drawn[2] if statistics else None
 
-    def _evaluate(self, step: Step) -> Tensor:
-        xt, sigma = self.inputs(step)
+    def sample(
+        self,
+        values: Tensor,
+        keys: Tensor,
+        step: Step,
+        candidates: int,
+        *,
+        repeats: int = 1,
+        statistics: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """`ops.sample_candidates` of values [R, D or V] by the law of the configuration, the last
+        of which, `repeats` to a fill of the step, may be filled by the most probable token."""
+        fills = step.fill_draws * repeats if self.config.final == "argmax" else 0
+        cut, law = len(keys) - fills, law_of(self.config)
+        options = {"statistics": True} if statistics else {}
+        parts = [self._sample(values[:cut], keys[:cut], candidates, law | options)]
+        if fills:
+            parts.append(self._sample(values[cut:], keys[cut:], candidates, law | ARGMAX | options))
+        return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    def evaluate(self, xt: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
+        """The denoiser's values [n, L, D or V] of xt [n, L], tokens of sequences `rows` [n]."""
         if self.config.guidance == 0:
             return evaluate(self.denoiser, xt, sigma)
-        known = self.known.index_select(0, step.rows)
+        known = self.known.index_select(0, rows)
         without = xt.masked_fill(known, self.denoiser.mask_id)
         both = evaluate(self.denoiser, torch.cat([xt, without]), sigma.repeat(2))
         # The head is linear, and the weights sum to 1: what holds of logits holds of hidden states.
         given, free = both.float().chunk(2)
         return (given + self.config.guidance * (given - free)).to(both.dtype)
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Logits [R, V] of the law drawn from, before the temperature, of values [R, D or V]."""
+        if _has_head(self.denoiser):
+            weight, bias = self.denoiser.head
+            values = torch.nn.functional.linear(values, weight, bias)
+        return values if self.bias is None else values.float() + self.bias
 
     def _sample(
         self, values: Tensor, keys: Tensor, candidates: int, options: dict[str, Any]
@@ -230,6 +237,7 @@ class Run:
 
     def result(self, tokenizer=None) -> Generation:
         """What was generated; waits for the device, and raises RuntimeError for bad numbers."""
+        self.correction.finish(self)
         failed = self.failed.nonzero().flatten().tolist()
         if failed:
             raise RuntimeError(
@@ -237,8 +245,8 @@ class Run:
                 f"in {len(failed)} of {len(self.xt)} sequences, the first of them {failed[0]}"
             )
         texts = None if tokenizer is None else [tokenizer.decode(row) for row in self.xt.tolist()]
-        evaluations = self.energy_steps * self.config.num_candidates
-        nfe = self.nfe * (1 if self.config.guidance == 0 else 2)
+        each = self.config.num_candidates if self.correction.PARTICLES else 1
+        nfe = self.nfe * each * (1 if self.config.guidance == 0 else 2)
         width = int(self.energy_steps.max(initial=0))
         # Copies, because tensors made in inference mode could not be changed in place by the user.
         with torch.inference_mode(False):
@@ -247,11 +255,16 @@ class Run:
                 texts=texts,
                 seeds=self.seeds.clone(),
                 nfe=torch.from_numpy(nfe).to(self.device, copy=True),
-                energy_evaluations=torch.from_numpy(evaluations).to(self.device),
+                energy_evaluations=torch.from_numpy(self.evaluations).to(self.device, copy=True),
                 ess=self.ess[:, :width].clone(),
                 log_z=self.log_z[:, :width].clone(),
+                particles=self._kept("particles"),
+                log_weights=self._kept("log_weights"),
                 record=None if self.recorder is None else self.recorder.record(width),
             )
+
+    def _kept(self, name: str) -> Tensor | None:
+        return self.state[name].clone() if name in self.state else None
 
 
 def evaluate(denoiser: Any, xt: Tensor, sigma: Tensor) -> Tensor:

@@ -263,7 +263,8 @@ class Session:
         by_length: dict[int | None, list[Cohort]] = {}
         for cohort in cohorts:
             config = cohort.run.config
-            if not config.batch_invariant and config.guidance == 0:
+            shares = config.guidance == 0 and not cohort.run.correction.PARTICLES
+            if shares and not config.batch_invariant:
                 by_length.setdefault(config.length, []).append(cohort)
         taken = 0
         for alike in by_length.values():
