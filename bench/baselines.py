@@ -48,6 +48,15 @@ def log_softmax_gather(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.log_softmax(logits.float(), dim=-1).gather(1, targets[:, None])[:, 0]
 
 
+def plain_residual(logits_p: Tensor, logits_q: Tensor, draft: Tensor) -> tuple[Tensor, Tensor]:
+    """Speculative sampling's step in plain PyTorch: both softmaxes, and a draw for every row."""
+    p, q = torch.softmax(logits_p.float(), dim=-1), torch.softmax(logits_q.float(), dim=-1)
+    ratio = (p.gather(1, draft[:, None]) / q.gather(1, draft[:, None]))[:, 0]
+    accepted = torch.rand_like(ratio) < ratio
+    redrawn = (p - q).clamp(min=0).multinomial(1)[:, 0]
+    return torch.where(accepted, draft, redrawn), accepted
+
+
 class ReleasedRun:
     """One generation as the published EDLM code does it (MDLM where ``num_candidates`` is 1).
 

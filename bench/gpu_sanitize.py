@@ -30,6 +30,11 @@ def main() -> None:
                     assert (tokens.cpu() != want).sum() <= 1 + want.numel() // 1000
                 scores = ops.token_log_probs(logits, tokens[:, 0])
                 assert scores.isfinite().all() and log_q.isfinite().all()
+                q = logits.flip(0) / 2
+                for drafts in (tokens[:, 0].flip(0), logits.argmin(dim=1)):
+                    made = ops.residual_draw(logits, q, drafts, keys)
+                    want = ops.residual_draw(*(x.cpu() for x in (logits, q, drafts, keys)))
+                    assert (made[0].cpu() != want[0]).sum() <= 1 + rows // 1000
     logits = torch.full((3, 5000), torch.nan, device="cuda")
     keys = torch.arange(3, device="cuda")
     assert (ops.sample_candidates(logits, keys, 2)[0] == -1).all()

@@ -28,5 +28,17 @@ def token_log_probs(
     temperature: float = 1.0,
     threads: int = 1,
 ) -> Any: ...
+def residual_draw(
+    logits_p: Any,
+    logits_q: Any,
+    draft: Any,
+    keys: Any,
+    *,
+    forbidden_p: int = -1,
+    forbidden_q: int = -1,
+    temperature_p: float = 1.0,
+    temperature_q: float = 1.0,
+    threads: int = 1,
+) -> tuple[Any, Any, Any]: ...
 def resample(log_weights: Any, keys: Any) -> tuple[Any, Any, Any]: ...
 def reveal_steps(keys: Any, length: int, mask_probs: Any) -> Any: ...

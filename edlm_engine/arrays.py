@@ -151,6 +151,39 @@ def token_log_probs(
     )
 
 
+def residual_draw(
+    logits_p: Array,
+    logits_q: Array,
+    draft: Array,
+    keys: Array,
+    *,
+    forbidden_p: int = -1,
+    forbidden_q: int = -1,
+    temperature_p: float = 1.0,
+    temperature_q: float = 1.0,
+    threads: int = 1,
+) -> tuple[Array, Array, Array]:
+    """Take ``draft [R]`` with probability min(1, p / q), else draw from (p - q)+ in its place.
+
+    p is ``softmax(logits_p / temperature_p)`` of ``logits_p [R, V]`` without ``forbidden_p`` (-1
+    for none), q likewise; both have one dtype, and their vocabularies may differ in size. ``draft``
+    and ``keys [R]`` are int64. If drafts are drawn from q, tokens are drawn from p. Returns
+    ``token [R]`` int64, ``accepted [R]`` bool and ``log_p [R]`` float32. A draft outside q's
+    vocabulary raises ``ValueError`` on the host.
+    """
+    return _C.residual_draw(
+        logits_p,
+        logits_q,
+        draft,
+        keys,
+        forbidden_p=_int("forbidden_p", forbidden_p),
+        forbidden_q=_int("forbidden_q", forbidden_q),
+        temperature_p=_float("temperature_p", temperature_p),
+        temperature_q=_float("temperature_q", temperature_q),
+        threads=_int("threads", threads),
+    )
+
+
 def resample(log_weights: Array, keys: Array) -> tuple[Array, Array, Array]:
     """Choose one of K candidates per sequence with probability ``softmax(log_weights [B, K])``.
 

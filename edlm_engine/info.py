@@ -22,6 +22,7 @@ OPS = (
     "sample_weights",
     "token_log_probs",
     "resample",
+    "residual_draw",
     "reveal_steps",
     "place_candidates",
     "reveal_chosen",

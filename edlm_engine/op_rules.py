@@ -57,6 +57,16 @@ def _(log_weights, keys):
     )
 
 
+@torch.library.register_fake("edlm::residual_draw")
+def _(logits_p, logits_q, draft, keys, forbidden_p, forbidden_q, temperature_p, temperature_q):
+    rows = logits_p.shape[0]
+    return (
+        logits_p.new_empty(rows, dtype=torch.int64),
+        logits_p.new_empty(rows, dtype=torch.bool),
+        logits_p.new_empty(rows, dtype=torch.float32),
+    )
+
+
 @torch.library.register_fake("edlm::place_candidates")
 def _(tokens, log_q, places, starts, rows, first_position, x0, canvas, failed):
     scored = x0.shape[0]
@@ -127,4 +137,8 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd(
     "edlm::resample", _no_gradient("resample has no gradient: use torch.logsumexp")
+)
+torch.library.register_autograd(
+    "edlm::residual_draw",
+    _no_gradient("residual_draw has no gradient: use token_log_probs at the returned tokens"),
 )

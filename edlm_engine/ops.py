@@ -39,6 +39,7 @@ from edlm_engine.head_rows import (  # noqa: F401
     head_workspace,
     one_head_workspace,
 )
+from edlm_engine.residual_ops import residual_draw  # noqa: F401
 from edlm_engine.step_ops import place_candidates, reveal_chosen, sum_log_probs  # noqa: F401
 from edlm_engine.weight_ops import sample_weights  # noqa: F401
 

@@ -22,6 +22,7 @@ from edlm_engine.reference_random import (
     stream_keys,  # an op, under its name
     uniform,
 )
+from edlm_engine.reference_residual import residual_draw  # noqa: F401
 from edlm_engine.reference_weights import sample_weights  # noqa: F401
 
 RESAMPLE_TAG = 0x52455341

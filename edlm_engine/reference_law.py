@@ -17,6 +17,8 @@ def log_softmax(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
+    *,
+    name: str = "logits",
 ) -> Tensor:
     """Float64 log-probabilities [R, V] of the law that the sampling ops draw from.
 
@@ -26,9 +28,9 @@ def log_softmax(
     that the descending cumulative sum needs to reach `top_p`; `min_p` those whose probability is at
     least `min_p` times the largest. Excluded tokens get -inf.
     """
-    check(logits.dim() == 2, "logits must have shape [R, V]", list(logits.shape))
+    check(logits.dim() == 2, f"{name} must have shape [R, V]", list(logits.shape))
     vocab = logits.shape[1]
-    check(vocab >= 1, "logits must have V >= 1", vocab)
+    check(vocab >= 1, f"{name} must have V >= 1", vocab)
     check(-1 <= forbidden_id < vocab, f"forbidden_id must be in [-1, {vocab})", forbidden_id)
     least, most = TEMPERATURES
     check(least <= temperature <= most, f"temperature must be in [{least}, {most}]", temperature)
@@ -38,7 +40,7 @@ def log_softmax(
     scores = logits.double().clone()
     if forbidden_id >= 0:
         scores[:, forbidden_id] = -torch.inf
-    check_rows(scores, "logits")
+    check_rows(scores, name)
     # The largest score becomes 0 before the division: no temperature, however small, overflows.
     gaps = (scores - scores.amax(dim=1, keepdim=True)) / temperature
     log_probs = torch.log_softmax(gaps, dim=1)

@@ -14,7 +14,7 @@ Status token_log_probs(const TokenLogProbsArgs& args, int64_t begin, int64_t end
   RowScratch scratch(args.vocab);
   for (int64_t r = begin; r < end; ++r) {
     const int64_t target = args.targets[r];
-    if (target < 0 || target >= args.vocab) return {Code::kBadTarget, r};
+    if (target < 0 || target >= args.vocab) return {Code::kBadTarget, r, 1};
     const Row row = {row_at(args.logits, args.dtype, r, args.row_stride), args.dtype, args.vocab,
                      args.forbidden_id, inv_temperature};
     row_pass().sum_chunks(row, scratch.sums(args.vocab));

@@ -30,20 +30,24 @@ struct RowPlan {
 };
 
 // `more`: doubles of shared memory that a row wants besides its sums. Then it has a block, however
-// short it is.
-inline RowPlan row_plan(DType dtype, int64_t rows, int64_t vocab, int64_t more) {
-  const int64_t read = read_size(int(vocab)), made = sums_size(int(vocab));
-  const bool short_rows = vocab <= kShortRow && more == 0;
+// short it is. `second`: the vocabulary of a row of other logits that is read beside each row; 0
+// for none.
+inline RowPlan row_plan(DType dtype, int64_t rows, int64_t vocab, int64_t more,
+                        int64_t second = 0) {
+  const int64_t read = read_size(int(vocab)) + read_size(int(second));
+  const int64_t made = sums_size(int(vocab)) + (second ? sums_size(int(second)) : 0);
+  const bool short_rows = vocab <= kShortRow && second <= kShortRow && more == 0;
   const bool fits = (read + made + more) * int64_t(sizeof(double)) <= kSharedBytes;
   const auto [blocks, ring] = with_dtype(dtype, [](auto type) {
     using T = typename decltype(type)::type;
     return std::pair(kBlocks<T>, kRingSize<T, kWarpsPerRow>);
   });
   const int64_t wave = int64_t(multiprocessors()) * blocks;
-  const bool few = rows < kManyWaves * wave && rows % wave * vocab * size_of(dtype) < kFewBytes;
+  const int64_t bytes = (vocab + second) * size_of(dtype);
+  const bool few = rows < kManyWaves * wave && rows % wave * bytes < kFewBytes;
   const bool split = !short_rows && (few || !fits);
   const int64_t sums = (made + (split ? 0 : read)) * (short_rows ? Team<1>::kPerBlock : 1);
-  if (kBulkCopies && !short_rows && !split && more == 0) {
+  if (kBulkCopies && !short_rows && !split && more == 0 && second == 0) {
     return {false, false, ring_offset(int(vocab)) + ring, 0};
   }
   return {short_rows, split, sums + more, split ? rows * read : 0};
@@ -58,26 +62,39 @@ struct RowKernels {
   int threads;  // of the latter two
 };
 
+// Reads the rows that are split: one chunk to a warp, to `memory`.
+template <class T, class Args>
+Status sum_rows(const Args& args, double* memory, void* stream) {
+  const int64_t warps = args.rows * chunks_of(int(args.vocab));
+  return launch(sum_rows_kernel<T, Args>, ceil_div(warps * kLanes, kSumThreads), kSumThreads, 0,
+                stream, args, memory);
+}
+
+// The op itself, on `rows` rows, after sum_rows() where they are split.
+template <class Args>
+Status launch_op(const RowKernels<Args>& kernels, const Args& args, int64_t rows,
+                 const RowPlan& plan, double* memory, void* stream) {
+  const int64_t bytes = plan.shared * int64_t(sizeof(double));
+  if (plan.short_rows) {
+    return launch(kernels.small, ceil_div(rows, Team<1>::kPerBlock), Team<1>::kThreads, bytes,
+                  stream, args, memory);
+  }
+  if (!plan.split) return launch(kernels.large, rows, kernels.threads, bytes, stream, args, memory);
+  if (kDependentLaunch) {
+    return launch_dependent(kernels.split, rows, kernels.threads, bytes, stream, args, memory);
+  }
+  return launch(kernels.split, rows, kernels.threads, bytes, stream, args, memory);
+}
+
 template <class T, class Args>
 Status launch_rows(const RowKernels<Args>& kernels, const Args& args, const RowPlan& plan,
                    void* workspace, void* stream) {
   double* const memory = static_cast<double*>(workspace);
-  const int64_t bytes = plan.shared * int64_t(sizeof(double));
-  if (plan.short_rows) {
-    return launch(kernels.small, ceil_div(args.rows, Team<1>::kPerBlock), Team<1>::kThreads, bytes,
-                  stream, args, memory);
+  if (plan.split) {
+    const Status status = sum_rows<T>(args, memory, stream);
+    if (!status) return status;
   }
-  if (!plan.split) {
-    return launch(kernels.large, args.rows, kernels.threads, bytes, stream, args, memory);
-  }
-  const int64_t warps = args.rows * chunks_of(int(args.vocab));
-  const Status status = launch(sum_rows_kernel<T, Args>, ceil_div(warps * kLanes, kSumThreads),
-                               kSumThreads, 0, stream, args, memory);
-  if (!status) return status;
-  if (kDependentLaunch) {
-    return launch_dependent(kernels.split, args.rows, kernels.threads, bytes, stream, args, memory);
-  }
-  return launch(kernels.split, args.rows, kernels.threads, bytes, stream, args, memory);
+  return launch_op(kernels, args, args.rows, plan, memory, stream);
 }
 
 }  // namespace edlm::cuda

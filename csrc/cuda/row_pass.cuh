@@ -218,11 +218,16 @@ EDLM_DEVICE RowTotal row_total(const Row& row, const RowSums& sums) {
   }
 }
 
-// The log-probability of a token, never positive.
+// The log-probability of a token, but for rounding never positive.
+template <class Row>
+EDLM_DEVICE double exact_log_prob(const Row& row, float logit, const RowTotal& total) {
+  const double gap = double(logit) - double(total.reference);
+  return gap * double(row.inv_temperature) - total.log_z;
+}
+// The same, never positive.
 template <class Row>
 EDLM_DEVICE float log_prob(const Row& row, float logit, const RowTotal& total) {
-  const double gap = double(logit) - double(total.reference);
-  const double value = gap * double(row.inv_temperature) - total.log_z;
+  const double value = exact_log_prob(row, logit, total);
   return float(value < 0 ? value : 0.0);
 }
 

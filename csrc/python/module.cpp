@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -63,33 +64,37 @@ struct Arrays {
 
   void run(const StreamKeysArgs& args, const AnyArray& like) const {
     if (!on_host(like)) return launch(args, like);
-    split(cpu::stream_keys, args, args.count, "seeds");
+    split(cpu::stream_keys, args, args.count, {"seeds"});
   }
   void run(const SampleCandidatesArgs& args, const AnyArray& like) const {
     if (!on_host(like)) return launch(args, like);
-    split(cpu::sample_candidates, args, args.rows, "logits");
+    split(cpu::sample_candidates, args, args.rows, {"logits"});
   }
   void run(const SampleWeightsArgs& args, const AnyArray& like) const {
     if (!on_host(like)) return launch(args, like);
-    split(cpu::sample_weights, args, args.rows, "weights");
+    split(cpu::sample_weights, args, args.rows, {"weights"});
   }
   void run(const TokenLogProbsArgs& args, const AnyArray& like) const {
     if (!on_host(like)) return launch(args, like);
-    split(cpu::token_log_probs, args, args.rows, "logits");
+    split(cpu::token_log_probs, args, args.rows, {"logits", "targets"});
   }
   void run(const ResampleArgs& args, const AnyArray& like) const {
     if (!on_host(like)) return launch(args, like);
-    split(cpu::resample, args, args.batch, "log_weights");
+    split(cpu::resample, args, args.batch, {"log_weights"});
+  }
+  void run(const ResidualDrawArgs& args, const AnyArray& like) const {
+    if (!on_host(like)) return launch(args, like);
+    split(cpu::residual_draw, args, args.p.rows, {"logits_p", "logits_q", "draft"});
   }
   void run(const RevealStepsArgs& args, const AnyArray& like) const {
     if (!on_host(like)) return launch(args, like);
-    split(cpu::reveal_steps, args, args.batch, "keys");
+    split(cpu::reveal_steps, args, args.batch, {"keys"});
   }
 
  private:
   template <class Args>
   void split(Status (*op)(const Args&, int64_t, int64_t), const Args& args, int64_t rows,
-             const char* what) const {
+             std::initializer_list<const char*> what) const {
     require<Arrays>(threads >= 1, "threads must be at least 1, got ", threads);
     const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, rows));
     std::vector<Status> status(parts);
@@ -133,6 +138,12 @@ struct Arrays {
   }
   static void launch(const ResampleArgs& args, const AnyArray& like) {
     on_cuda(like, [&](void* stream) { return cuda::resample(args, stream); });
+  }
+  static void launch(const ResidualDrawArgs& args, const AnyArray& like) {
+    const AnyArray memory = empty_on_cuda(like, {cuda::residual_draw_workspace(args)}, Type::kByte);
+    on_cuda(like, [&](void* stream) {
+      return cuda::residual_draw(args, out<void, Arrays>(memory), stream);
+    });
   }
   static void launch(const RevealStepsArgs& args, const AnyArray& like) {
     on_cuda(like, [&](void* stream) { return cuda::reveal_steps(args, stream); });
@@ -246,6 +257,19 @@ PYBIND11_MODULE(_C, m) {
         return given(resample(Arrays{}, first, array_arg("keys", keys, &first)));
       },
       "log_weights"_a, "keys"_a);
+  m.def(
+      "residual_draw",
+      [](const object& logits_p, const object& logits_q, const object& draft, const object& keys,
+         int64_t forbidden_p, int64_t forbidden_q, double temperature_p, double temperature_q,
+         int64_t threads) {
+        const AnyArray first = array_arg("logits_p", logits_p);
+        return given(residual_draw(Arrays{threads}, first, array_arg("logits_q", logits_q, &first),
+                                   array_arg("draft", draft, &first),
+                                   array_arg("keys", keys, &first), forbidden_p, forbidden_q,
+                                   temperature_p, temperature_q));
+      },
+      "logits_p"_a, "logits_q"_a, "draft"_a, "keys"_a, py::kw_only(), "forbidden_p"_a = -1,
+      "forbidden_q"_a = -1, "temperature_p"_a = 1.0, "temperature_q"_a = 1.0, "threads"_a = 1);
   m.def(
       "reveal_steps",
       [](const object& keys, int64_t length, const object& mask_probs) {

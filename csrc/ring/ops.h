@@ -16,12 +16,14 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <sstream>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "edlm/resample.h"
+#include "edlm/residual_draw.h"
 #include "edlm/reveal_steps.h"
 #include "edlm/row_sampling.h"
 #include "edlm/sample_candidates.h"
@@ -31,16 +33,16 @@
 
 namespace edlm::ring {
 
-enum class Type { kFloat32, kBFloat16, kFloat16, kFloat64, kInt64, kByte, kOther };
+enum class Type { kFloat32, kBFloat16, kFloat16, kFloat64, kInt64, kByte, kBool, kOther };
 
 inline const char* name(Type type) {
-  const char* const names[] = {"float32", "bfloat16", "float16",      "float64",
-                               "int64",   "uint8",    "another dtype"};
+  const char* const names[] = {"float32", "bfloat16", "float16", "float64",
+                               "int64",   "uint8",    "bool",    "another dtype"};
   return names[int(type)];
 }
 
 inline int64_t size_of(Type type) {
-  const int64_t sizes[] = {4, 2, 2, 8, 8, 1, 0};
+  const int64_t sizes[] = {4, 2, 2, 8, 8, 1, 1, 0};
   return sizes[int(type)];
 }
 
@@ -108,21 +110,30 @@ Logits rows_arg(const typename B::Array& rows, const char* what) {
   return {B::data(rows), dtype, B::size(rows, 0), vocab, B::stride(rows, 0), 1};
 }
 
+// What the arguments of an op's logits are called.
+struct LogitNames {
+  const char* logits = "logits";
+  const char* forbidden_id = "forbidden_id";
+  const char* temperature = "temperature";
+};
+
 template <class B>
-Logits logits_arg(const typename B::Array& logits, int64_t forbidden_id, double temperature) {
-  Logits rows = rows_arg<B>(logits, "logits");
-  require<B>(forbidden_id >= -1 && forbidden_id < rows.vocab, "forbidden_id must be -1 or in [0, ",
-             rows.vocab, "), got ", forbidden_id);
-  require<B>(temperature >= kMinTemperature && temperature <= kMaxTemperature,
-             "temperature must be in [", kMinTemperature, ", ", kMaxTemperature, "], got ",
-             temperature);
+Logits logits_arg(const typename B::Array& logits, int64_t forbidden_id, double temperature,
+                  const LogitNames& names = {}) {
+  Logits rows = rows_arg<B>(logits, names.logits);
+  require<B>(forbidden_id >= -1 && forbidden_id < rows.vocab, names.forbidden_id,
+             " must be -1 or in [0, ", rows.vocab, "), got ", forbidden_id);
+  require<B>(temperature >= kMinTemperature && temperature <= kMaxTemperature, names.temperature,
+             " must be in [", kMinTemperature, ", ", kMaxTemperature, "], got ", temperature);
   rows.temperature = static_cast<float>(temperature);
   return rows;
 }
 
-// Throws unless the status is good; `argument` is what a bad row is a row of.
+// Throws unless the status is good; `arguments` are those that a bad row may be a row of.
 template <class B>
-void check(Status status, const char* argument) {
+void check(Status status, std::initializer_list<const char*> arguments) {
+  require<B>(status.code != Code::kDevice, "CUDA error ", status.row);
+  const char* const argument = arguments.begin()[status.argument];
   require<B>(status.code != Code::kNotANumber, argument, " row ", status.row, " holds NaN or +inf");
   require<B>(status.code != Code::kNothingLeft, argument, " row ", status.row,
              " allows nothing: every entry is -inf");
@@ -130,9 +141,8 @@ void check(Status status, const char* argument) {
              " holds NaN, a negative number or +inf, or sums to more than float32 holds");
   require<B>(status.code != Code::kNoWeight, argument, " row ", status.row,
              " allows nothing: every entry is 0");
-  require<B>(status.code != Code::kBadTarget, "targets row ", status.row,
+  require<B>(status.code != Code::kBadTarget, argument, " row ", status.row,
              " is outside the vocabulary");
-  require<B>(status.code != Code::kDevice, "CUDA error ", status.row);
 }
 
 template <class B>
@@ -289,6 +299,42 @@ std::tuple<typename B::Array, typename B::Array, typename B::Array> resample(
                              .log_mean_weight = out<float, B>(log_mean)};
   backend.run(args, log_weights);
   return {choice, ess, log_mean};
+}
+
+template <class B>
+std::tuple<typename B::Array, typename B::Array, typename B::Array> residual_draw(
+    const B& backend, const typename B::Array& logits_p, const typename B::Array& logits_q,
+    const typename B::Array& draft, const typename B::Array& keys, int64_t forbidden_p,
+    int64_t forbidden_q, double temperature_p, double temperature_q) {
+  const Logits p = logits_arg<B>(logits_p, forbidden_p, temperature_p,
+                                 {"logits_p", "forbidden_p", "temperature_p"});
+  const Logits q = logits_arg<B>(logits_q, forbidden_q, temperature_q,
+                                 {"logits_q", "forbidden_q", "temperature_q"});
+  require<B>(q.dtype == p.dtype && q.rows == p.rows, "logits_q must be ", name(B::type(logits_p)),
+             " with ", p.rows, " rows, as logits_p, got ", B::describe(logits_q));
+  require_device<B>(logits_q, "logits_q", logits_p, "logits_p");
+  const auto draft_ = int64_arg<B>(draft, "draft", p.rows);
+  require_device<B>(draft, "draft", logits_p, "logits_p");
+  const auto keys_ = int64_arg<B>(keys, "keys", p.rows);
+  require_device<B>(keys, "keys", logits_p, "logits_p");
+  const auto made = [&](const char* what, Type type) {
+    return B::empty("residual_draw", what, logits_p, {p.rows}, type);
+  };
+  const auto token = made("token", Type::kInt64), accepted = made("accepted", Type::kBool),
+             log_p = made("log_p", Type::kFloat32);
+  const auto rows_of = [](const Logits& rows, int64_t forbidden_id) {
+    return LogitRows{rows.data,       rows.dtype,   rows.rows,       rows.vocab,
+                     rows.row_stride, forbidden_id, rows.temperature};
+  };
+  const ResidualDrawArgs args = {.p = rows_of(p, forbidden_p),
+                                 .q = rows_of(q, forbidden_q),
+                                 .draft = in<int64_t, B>(draft_),
+                                 .keys = in<int64_t, B>(keys_),
+                                 .tokens = out<int64_t, B>(token),
+                                 .accepted = out<uint8_t, B>(accepted),
+                                 .log_p = out<float, B>(log_p)};
+  backend.run(args, logits_p);
+  return {token, accepted, log_p};
 }
 
 template <class B>

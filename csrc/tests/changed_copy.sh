@@ -7,6 +7,8 @@ case $3 in
     files=row_pass.cuh edit='/^  Team<kWarps>::sync();$/d' ;;
   removed_barrier_between_passes)
     files=nucleus.cuh edit='/digit = {false/,/sync_block/{/sync_block/d}' ;;
+  removed_barrier_before_the_residual)
+    files=residual_draw.cuh edit='/^  Team<kWarps>::sync();$/d' ;;
   32_bit_row_index)
     files=row.cuh edit='s/ + r \* args\.row_stride;/ + uint32_t(r * args.row_stride);/' ;;
   off_by_one_at_the_last_cell)

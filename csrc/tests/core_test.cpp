@@ -11,6 +11,7 @@
 #include "../cpu/row_pass.h"
 #include "edlm/philox.h"
 #include "edlm/resample.h"
+#include "edlm/residual_draw.h"
 #include "edlm/reveal_steps.h"
 #include "edlm/sample_candidates.h"
 #include "edlm/sample_weights.h"
@@ -171,6 +172,22 @@ void every_shape() {
                        law[2] <= law[1] && log_q[r * kDraws] <= law[1],
                    "statistics of every shape");
             expect(args.cut() ? gain > -1e-5f : std::abs(gain) < 1e-5f, "scores of every shape");
+          }
+          // p against a q of fewer tokens, hotter, so that drafts are taken, tried and summed for.
+          const int64_t vocab_q = vocab > 2 ? vocab - 1 : vocab;
+          const edlm::LogitRows p = {args.logits, dtype, kRows, vocab, stride, forbidden, 0.8f};
+          const edlm::LogitRows q = {args.logits, dtype, kRows, vocab_q, stride, -1, 0.81f};
+          const auto accepted = std::make_unique<uint8_t[]>(kRows);
+          for (const int64_t shift : {int64_t{0}, vocab_q / 2}) {
+            for (int64_t r = 0; r < kRows; ++r) targets[r] = (vocab_q - 1 + shift * r) % vocab_q;
+            const edlm::ResidualDrawArgs redraw = {
+                p, q, targets.get(), keys.get(), tokens.get(), accepted.get(), log_probs.get()};
+            expect(bool(edlm::cpu::residual_draw(redraw, 0, kRows)), "status of every shape");
+            for (int64_t r = 0; r < kRows; ++r) {
+              expect(tokens[r] >= 0 && tokens[r] < vocab && tokens[r] != forbidden &&
+                         accepted[r] == (tokens[r] == targets[r]) && log_probs[r] <= 0,
+                     "residual draws of every shape");
+            }
           }
         }
       }

@@ -14,6 +14,7 @@ WANTED_KERNELS = {
     "reveal_steps_kernel",
     "place_candidates_kernel",
     "resample_kernel",
+    "residual_draw_kernel",
     "reveal_chosen_kernel",
     "sum_log_probs_kernel",
     "sum_rows_kernel",

@@ -12,6 +12,7 @@ import torch
 OPS = [
     "place_candidates",
     "resample",
+    "residual_draw",
     "reveal_chosen",
     "reveal_steps",
     "sample_candidates",

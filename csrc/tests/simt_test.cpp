@@ -18,10 +18,12 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "edlm/row_sampling.h"
 #include "resample.cu"
+#include "residual_draw.cu"
 #include "reveal_steps.cu"
 #include "sample_candidates.cu"
 #include "sample_weights.cu"
@@ -704,6 +706,127 @@ void resample() {
   expect_no_faults("resample");
 }
 
+struct Redraws {
+  std::vector<int64_t> tokens;
+  std::vector<uint8_t> accepted;
+  std::vector<float> log_p;
+};
+
+// Of both backends.
+std::pair<Redraws, Redraws> redraw(const Matrix& p, const Matrix& q, std::vector<int64_t> draft,
+                                   const Options& of_p = {}, const Options& of_q = {}) {
+  const auto rows_of = [](const Matrix& m, const Options& o) {
+    return edlm::LogitRows{m.logits,     m.dtype,        m.rows,       m.vocab,
+                           m.row_stride, o.forbidden_id, o.temperature};
+  };
+  const std::vector<int64_t> keys = keys_for(p.rows);
+  const auto on = [&](bool cuda) {
+    Redraws to = {std::vector<int64_t>(p.rows, -7), std::vector<uint8_t>(p.rows, 7),
+                  std::vector<float>(p.rows, 7)};
+    const edlm::ResidualDrawArgs args = {rows_of(p, of_p), rows_of(q, of_q), draft.data(),
+                                         keys.data(),      to.tokens.data(), to.accepted.data(),
+                                         to.log_p.data()};
+    std::vector<double> workspace(edlm::cuda::residual_draw_workspace(args) / 8, NAN);
+    const Status status = cuda ? edlm::cuda::residual_draw(args, workspace.data(), nullptr)
+                               : edlm::cpu::residual_draw(args, 0, p.rows);
+    expect(cuda ? bool(status) : true, "status of residual_draw");
+    return to;
+  };
+  return {on(false), on(true)};
+}
+
+void agree_in_redraws(const Matrix& p, const Matrix& q, const std::vector<int64_t>& draft,
+                      const Options& of_p = {}, const Options& of_q = {},
+                      const std::string& more = "") {
+  const auto [cpu, cuda] = redraw(p, q, draft, of_p, of_q);
+  const std::string what = "residual_draw of " + name_of(p) + "and " + name_of(q, more);
+  int different = 0;
+  for (int64_t r = 0; r < p.rows; ++r) {
+    different += cpu.tokens[r] != cuda.tokens[r] || cpu.accepted[r] != cuda.accepted[r];
+    expect(cuda.tokens[r] >= 0 && cuda.tokens[r] < p.vocab && cuda.accepted[r] <= 1,
+           "in range, " + what);
+    if (cpu.tokens[r] == cuda.tokens[r]) expect(close(cuda.log_p[r], cpu.log_p[r]), what);
+  }
+  expect(different <= 1, "tokens, " + what);
+  expect_no_faults(what);
+}
+
+// Short rows, rows that are cut at their chunks and rows that have a block, of one size and of two;
+// drafts that are taken, redrawn from tries, and redrawn from the summed residual.
+void residual_draw() {
+  const auto drafts = [](int64_t rows, int64_t vocab) {
+    std::vector<int64_t> draft(rows);
+    for (int64_t r = 0; r < rows; ++r) draft[r] = (r * 7919 + vocab - 1) % vocab;
+    return draft;
+  };
+  for (const DType dtype : kDTypes) {
+    for (const int64_t vocab : {1, 7, 33, 1024, 4096, 4100, 9000}) {
+      for (const int64_t more : {0, 70}) {
+        const int64_t rows = vocab > 4000 ? 3 : 11;
+        Matrix p(dtype, rows, vocab, 1, 1), q(dtype, rows, vocab + more, 3, 0);
+        p.fill(2, 3);
+        q.fill(2, 4);
+        if (vocab < 2) continue;
+        p.set(1, vocab / 2, kNaN);
+        q.set(1, 0, kInf);
+        const Options of_p = {.forbidden_id = vocab / 2, .temperature = 0.8f};
+        const Options of_q = {.forbidden_id = 0, .temperature = 1.4f};
+        agree_in_redraws(p, q, drafts(rows, q.vocab), of_p, of_q);
+        if (more) agree_in_redraws(q, p, drafts(rows, vocab), of_q, of_p);
+      }
+    }
+    // Neither cut nor short: as many rows as fill two waves of the one multiprocessor.
+    Matrix p(dtype, 9, 4200, 0, 1), q(dtype, 9, 4200, 1, 0);
+    p.fill(2, 5);
+    q.fill(2, 6);
+    agree_in_redraws(p, q, drafts(9, 4200), {}, {}, "a block to a row");
+  }
+  Matrix one(DType::kFloat32, 2, 1, 0, 0);
+  one.fill(1, 1);
+  agree_in_redraws(one, one, {0, 0});
+  Matrix none(DType::kFloat32, 0, 5, 0, 0);
+  agree_in_redraws(none, none, {});
+
+  // p has not the draft, and q differs from it by little more than that.
+  for (const int64_t vocab : {70, 3000, 5000}) {
+    const int64_t rows = 40;
+    Matrix p(DType::kFloat32, rows, vocab, 0, 0), q(DType::kFloat32, rows, vocab, 0, 0);
+    p.fill(1, 9);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t v = 0; v < vocab; ++v) q.set(r, v, p.get(r, v));
+      q.set(r, 17, std::log(float(vocab)) - 4);
+      p.set(r, 17, -kInf);
+    }
+    const std::vector<int64_t> draft(rows, 17);
+    agree_in_redraws(p, q, draft, {}, {}, "a small residual");
+    agree_in_redraws(p, p, draft, {}, {}, "no residual");
+    const auto [cpu, cuda] = redraw(p, p, draft);
+    for (int64_t r = 0; r < rows; ++r) {
+      expect(!cuda.accepted[r] && cuda.tokens[r] != 17, "a draft of p = 0 is never taken");
+    }
+  }
+}
+
+void bad_residual_rows() {
+  for (const int64_t vocab : {40, 5000}) {
+    Matrix p(DType::kBFloat16, 8, vocab, 0, 0), q(DType::kBFloat16, 8, vocab, 0, 0);
+    p.fill(1, 8);
+    q.fill(1, 9);
+    p.set(1, vocab - 1, kNaN);
+    q.set(2, 0, kInf);
+    for (int64_t v = 0; v < vocab; ++v) p.set(3, v, -kInf);
+    for (int64_t v = 0; v < vocab; ++v) q.set(4, v, -kInf);
+    const Redraws draws = redraw(p, q, {0, 0, 0, 0, 0, -1, vocab, 0}).second;
+    for (int64_t r = 0; r < 8; ++r) {
+      const bool bad = r >= 1 && r <= 6;
+      expect(bad ? draws.tokens[r] == -1 && !draws.accepted[r] && std::isnan(draws.log_p[r])
+                 : draws.tokens[r] >= 0 && draws.log_p[r] <= 0,
+             "bad rows and drafts give token -1 and NaN, others are unharmed");
+    }
+    expect_no_faults("bad rows of a residual");
+  }
+}
+
 void keys_and_steps() {
   const std::vector<int64_t> seeds = keys_for(300);
   std::vector<int64_t> coordinates(900);
@@ -811,6 +934,8 @@ constexpr Case kCases[] = {
     {"weights", weights},
     {"bad_weights", bad_weights},
     {"resample", resample},
+    {"residual_draw", residual_draw},
+    {"bad_residual_rows", bad_residual_rows},
     {"keys_and_steps", keys_and_steps},
 };
 

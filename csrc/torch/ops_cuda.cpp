@@ -24,7 +24,7 @@ struct Cuda : Tensors {
   template <class Args>
   static void launch(Status (*op)(const Args&, void*), const Args& args, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    check<Cuda>(op(args, current_stream(like.get_device_index())), "");
+    check<Cuda>(op(args, current_stream(like.get_device_index())), {""});
   }
 
   template <class Args>
@@ -33,7 +33,7 @@ struct Cuda : Tensors {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
     // Freed on return, which is safe: the allocator hands it out again in stream order.
     const Tensor memory = empty(name, "workspace", like, {workspace(args)}, Type::kByte);
-    check<Cuda>(op(args, memory.mutable_data_ptr(), current_stream(like.get_device_index())), "");
+    check<Cuda>(op(args, memory.mutable_data_ptr(), current_stream(like.get_device_index())), {""});
   }
 
   static void run(const StreamKeysArgs& args, const Tensor& like) {
@@ -60,6 +60,9 @@ struct Cuda : Tensors {
   }
   static void run(const SumLogProbsArgs& args, const Tensor& like) {
     launch(cuda::sum_log_probs, args, like);
+  }
+  static void run(const ResidualDrawArgs& args, const Tensor& like) {
+    launch(cuda::residual_draw, cuda::residual_draw_workspace, "residual_draw", args, like);
   }
   static void run(const RevealStepsArgs& args, const Tensor& like) {
     launch(cuda::reveal_steps, args, like);

@@ -24,5 +24,8 @@ STABLE_TORCH_LIBRARY(edlm, m) {
       "Tensor starts, Tensor rows, Tensor columns, Tensor(a!) canvas, Tensor(b!) ess, "
       "Tensor(c!) log_z, Tensor(d!) failed) -> Tensor");
   m.def("sum_log_probs(Tensor log_probs, int sequences, Tensor? starts) -> Tensor");
+  m.def(
+      "residual_draw(Tensor logits_p, Tensor logits_q, Tensor draft, Tensor keys, int forbidden_p, "
+      "int forbidden_q, float temperature_p, float temperature_q) -> (Tensor, Tensor, Tensor)");
   m.def("reveal_steps(Tensor keys, int length, Tensor mask_probs) -> Tensor");
 }

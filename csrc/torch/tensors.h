@@ -28,7 +28,7 @@ struct Tensors {
 
   static Type type(const Tensor& tensor) {
     for (const Type type : {Type::kFloat32, Type::kBFloat16, Type::kFloat16, Type::kFloat64,
-                            Type::kInt64, Type::kByte}) {
+                            Type::kInt64, Type::kByte, Type::kBool}) {
       if (tensor.scalar_type() == scalar_type(type)) return type;
     }
     return Type::kOther;
@@ -37,11 +37,8 @@ struct Tensors {
   static int64_t size(const Tensor& tensor, int64_t d) { return tensor.size(d); }
   static int64_t stride(const Tensor& tensor, int64_t d) { return tensor.stride(d); }
   static std::string describe(const Tensor& tensor) {
-    const ScalarType scalar = tensor.scalar_type();
-    return std::string(scalar == ScalarType::Int    ? "int32"
-                       : scalar == ScalarType::Bool ? "bool"
-                                                    : name(type(tensor))) +
-           " " + shape(sizes(tensor));
+    const bool int32 = tensor.scalar_type() == ScalarType::Int;
+    return std::string(int32 ? "int32" : name(type(tensor))) + " " + shape(sizes(tensor));
   }
   static bool on_host(const Tensor& tensor) { return !tensor.is_cuda(); }
   static bool same_device(const Tensor& a, const Tensor& b) {
@@ -62,7 +59,8 @@ struct Tensors {
  private:
   static ScalarType scalar_type(Type type) {
     const ScalarType types[] = {ScalarType::Float,  ScalarType::BFloat16, ScalarType::Half,
-                                ScalarType::Double, ScalarType::Long,     ScalarType::Byte};
+                                ScalarType::Double, ScalarType::Long,     ScalarType::Byte,
+                                ScalarType::Bool};
     return types[int(type)];
   }
   static std::vector<int64_t> sizes(const Tensor& tensor) {
@@ -109,6 +107,7 @@ void register_ops(Library& m) {
   m.impl("place_candidates", TORCH_BOX(&OnTensors<&place_candidates<B>>::call));
   m.impl("reveal_chosen", TORCH_BOX(&OnTensors<&reveal_chosen<B>>::call));
   m.impl("sum_log_probs", TORCH_BOX(&OnTensors<&sum_log_probs<B>>::call));
+  m.impl("residual_draw", TORCH_BOX(&OnTensors<&residual_draw<B>>::call));
   m.impl("reveal_steps", TORCH_BOX(&OnTensors<&reveal_steps<B>>::call));
 }
 

@@ -30,6 +30,13 @@ def test_errors():
         ("sample_candidates", lambda i, f: [(f[0], i, 1), (f, i.astype(np.int32), 1), (f, i, 0)]),
         ("sample_candidates", lambda i, f: [(f[:, ::2], i, 1), (f[:2], i, 1), (f[:, :0], i, 1)]),
         ("token_log_probs", lambda i, f: [(f, i[:2]), (f, f[:, 0]), (f, i + 9), (f * np.nan, i)]),
+        (
+            "residual_draw",
+            lambda i, f: [
+                *((f, f[:2], i, i), (f, f.astype(np.float16), i, i), (f, f[0], i, i)),
+                *((f, f, i[:2], i), (f, f, i, f[:, 0]), (f, f, i - 1, i), (f, f * np.nan, i, i)),
+            ],
+        ),
         ("resample", lambda i, f: [(f, i[:2]), (f.astype(float), i), (f[:, :0], i), (f[0], i)]),
         (
             "reveal_steps",
@@ -50,8 +57,11 @@ def test_what_torch_refuses_is_refused_in_the_same_words(op, given):
         with pytest.raises(ValueError) as ours:
             getattr(_C, op)(*arrays)
         tensors = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in arrays]
-        if op in ("sample_candidates", "token_log_probs"):
-            tensors += [-1, 1.0] + [1.0] * (op == "sample_candidates")
+        tensors += {
+            "sample_candidates": [-1, 1.0, 1.0],
+            "token_log_probs": [-1, 1.0],
+            "residual_draw": [-1, -1, 1.0, 1.0],
+        }.get(op, [])
         with pytest.raises(RuntimeError) as theirs:
             getattr(torch.ops.edlm, op)(*tensors)
         assert str(ours.value) == str(theirs.value).splitlines()[0]

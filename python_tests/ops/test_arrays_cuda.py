@@ -40,6 +40,10 @@ def logits_like(dtype=np.float32):
         ),
         (lambda keys: arrays.token_log_probs(logits_like(np.float16), keys), [("float32", (3,))]),
         (
+            lambda keys: arrays.residual_draw(logits_like(), logits_like(), keys, keys),
+            [("int64", (3,)), ("bool", (3,)), ("float32", (3,))],
+        ),
+        (
             lambda keys: arrays.resample(StandIn(np.zeros((3, 2), np.float32)), keys),
             [("int64", (3,)), ("float32", (3,)), ("float32", (3,))],
         ),
@@ -140,6 +144,7 @@ def test_cupy_as_torch_on_a_gpu(dtype):
     expected = [
         *want,
         ops.token_log_probs(logits, want[0][:, 0].contiguous()),
+        *ops.residual_draw(logits, logits.flip(0), keys, keys),
         *ops.resample(weights, keys),
         ops.reveal_steps(keys, 9, probs),
         ops.stream_keys(keys, keys[:, None], 3),
@@ -154,6 +159,7 @@ def test_cupy_as_torch_on_a_gpu(dtype):
             tokens,
             log_q,
             arrays.token_log_probs(rows, cupy.ascontiguousarray(tokens[:, 0])),
+            *arrays.residual_draw(rows, logits.flip(0), names, names),
             *arrays.resample(cupy.from_dlpack(weights), names),
             arrays.reveal_steps(names, 9, cupy.from_dlpack(probs)),
             arrays.stream_keys(names, names[:, None], 3),

@@ -63,11 +63,17 @@ def test_rows_as_torch(dtype, wide, threads):
     want = ops.sample_candidates(logits, keys, 4, top_p=0.8, **options)
     targets = want[0][:, 1]
     scores = ops.token_log_probs(logits, targets, **options)
+    q, redraw = logits.flip(0), {"forbidden_p": 5, "temperature_q": 1.2}
+    redrawn = ops.residual_draw(logits, q, targets, keys, **redraw)
     options["threads"] = threads
     for given in forms(logits):
         for given_keys, given_targets in zip(forms(keys), forms(targets), strict=True):
             equal(arrays.sample_candidates(given, given_keys, 4, top_p=0.8, **options), want)
             equal(arrays.token_log_probs(given, given_targets, **options), scores)
+            got = arrays.residual_draw(
+                given, q, given_targets, given_keys, **redraw, threads=threads
+            )
+            equal(got, redrawn)
 
 
 def test_small_ops_as_torch():
@@ -168,6 +174,7 @@ tokens, log_q = arrays.sample_candidates(np.zeros((3, 9), np.float32), keys, 2)
 assert np.allclose(log_q, -np.log(9))
 scores = arrays.token_log_probs(np.zeros((3, 9), np.float32), tokens[:, 0])
 assert np.array_equal(scores, log_q[:, 0])
+arrays.residual_draw(log_q, log_q, tokens[:, 0] % 2, keys)
 arrays.resample(log_q, keys), arrays.reveal_steps(keys, 4, np.array([1.0, 0.0]))
 print(*sys.modules)
 """
@@ -208,6 +215,21 @@ PROBS = np.array([1.0, 0.0])
         (lambda: arrays.sample_candidates(LOGITS, KEYS, 1, top_p="1"), TypeError, "top_p .*'1'"),
         (lambda: arrays.sample_candidates(LOGITS, KEYS, 1, threads=0), ValueError, "threads"),
         (lambda: arrays.token_log_probs(LOGITS, KEYS, temperature=0), ValueError, "temperature"),
+        (
+            lambda: arrays.residual_draw(LOGITS, LOGITS[:2], KEYS, KEYS),
+            ValueError,
+            r"logits_q must be float32 with 3 rows, as logits_p, got float32 \[2, 4\]",
+        ),
+        (
+            lambda: arrays.residual_draw(LOGITS, LOGITS, KEYS + 2, KEYS),
+            ValueError,
+            "draft row 2 is outside the vocabulary",
+        ),
+        (
+            lambda: arrays.residual_draw(LOGITS, LOGITS, KEYS, KEYS, forbidden_q=0.5),
+            TypeError,
+            "forbidden_q must be an int.*0.5",
+        ),
         (lambda: arrays.reveal_steps(KEYS, 1.0, PROBS), TypeError, "length must be an int"),
         (
             lambda: arrays.sample_candidates(torch.zeros(3, 4, dtype=torch.cfloat), KEYS, 1),

@@ -39,6 +39,20 @@ def test_cpu_and_cuda_agree(rows, vocab, dtype, options):
     assert (scores - want_log_q[:, 0]).abs().max() <= 4e-6
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "vocab"), SHAPES)
+def test_cpu_and_cuda_redraw_alike(rows, vocab, dtype):
+    p, q = random_logits(rows, vocab, dtype), random_logits(rows, vocab, dtype, seed=7)
+    q[::2] = p[::2] + q[::2] / 10
+    p, q, keys = p.cuda(), q.cuda(), keys_for(rows)
+    draft = ops.sample_candidates(q, keys, 1)[0][:, 0]
+    want = ops.residual_draw(p.cpu(), q.cpu(), draft.cpu(), keys.cpu())
+    got = [x.cpu() for x in ops.residual_draw(poisoned_rows(p), q, draft, keys)]
+    same = got[0] == want[0]
+    assert (~same).sum() <= 1 + rows // 1000 and (got[1] != want[1]).sum() <= 1 + rows // 1000
+    assert (got[2] - want[2])[same].abs().max() <= 4e-6
+
+
 def test_few_rows_as_many():
     logits, keys = random_logits(400, 50258).cuda(), keys_for(400)
     many = ops.sample_candidates(logits, keys, 3)
@@ -61,6 +75,14 @@ def test_bad_rows_have_a_defined_end(vocab, top_p):
     scores = ops.token_log_probs(logits.cuda(), targets)
     assert math.isclose(scores[0].item(), -math.log(vocab), rel_tol=1e-5)
     assert scores[1:].isnan().all()
+    fine, drafts = torch.zeros(5, vocab, device="cuda"), keys_for(5) * 0
+    for p, q in ((logits.cuda(), fine), (fine, logits.cuda())):
+        token, accepted, log_p = ops.residual_draw(p, q, drafts, keys_for(5))
+        assert (token[1:4] == -1).all() and log_p[1:4].isnan().all() and not accepted[1:4].any()
+        assert (token[[0, 4]] >= 0).all() and log_p[[0, 4]].isfinite().all()
+    for outside in (-1, vocab):
+        token, accepted, log_p = ops.residual_draw(fine, fine, drafts + outside, keys_for(5))
+        assert (token == -1).all() and not accepted.any() and log_p.isnan().all()
     weights = torch.tensor([[0.0, torch.nan], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
     choice, ess, log_mean = ops.resample(weights.cuda(), keys_for(3))
     assert (choice == -1).all() and ess.isnan().all() and log_mean.isnan().all()
@@ -125,6 +147,7 @@ def test_does_not_wait_for_the_device():
     try:
         tokens, log_q = ops.sample_candidates(logits, keys, 3, top_p=0.9)
         ops.token_log_probs(logits, tokens[:, 0])
+        ops.residual_draw(logits, logits, tokens[:, 0], keys)
         ops.resample(log_q, keys)
         ops.reveal_steps(keys, 16, mask_probs)
     finally:
@@ -168,5 +191,6 @@ def test_opcheck():
     check = torch.library.opcheck
     check(torch.ops.edlm.sample_candidates.default, (logits, keys, 3, 1, 0.9, 1.0))
     check(torch.ops.edlm.token_log_probs.default, (logits, keys % 300, -1, 1.0))
+    check(torch.ops.edlm.residual_draw.default, (logits, logits, keys % 300, keys, 0, -1, 1.0, 0.9))
     check(torch.ops.edlm.resample.default, (logits.float(), keys))
     check(torch.ops.edlm.stream_keys.default, (keys, keys[:, None]))

@@ -27,13 +27,20 @@ LAWS = ({}, {"top_k": 40, "temperature": 1.3}, {"top_p": 0.9}, {"top_p": 0.95, "
 
 
 def results():
-    """Tokens, log_q and statistics of every input under every law, each [calls, 12, ...]."""
+    """Tokens, log_q and statistics of every input under every law, and of redraws by residual_draw;
+    each [calls, 12, ...]."""
     drawn = [
         _C.sample_candidates(x, keys, 6, forbidden_id=f, statistics=True, **law)
         for x, keys, f in inputs()
         for law in LAWS
     ]
-    return [np.stack(part) for part in zip(*drawn, strict=True)]
+    redrawn = [
+        _C.residual_draw(
+            x, np.ascontiguousarray(x[:, ::-1]), keys % x.shape[1], keys, forbidden_p=f
+        )
+        for x, keys, f in inputs()
+    ]
+    return [np.stack(part) for made in (drawn, redrawn) for part in zip(*made, strict=True)]
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -49,7 +56,10 @@ def test_same_draws(isa, tmp_path):
     # Where the processor lacks the set the choice falls back, and says so.
     if got["isa"] != isa:
         assert SETS.index(str(got["isa"])) > SETS.index("portable")
-    tokens, log_q, statistics = results()
+    tokens, log_q, statistics, token, accepted, log_p = results()
+    same = token == got["arr_3"]
+    assert same.mean() > 0.99 and (accepted == got["arr_4"]).mean() > 0.99
+    assert np.abs(log_p - got["arr_5"])[same].max() < 1e-5
     same = tokens == got["arr_0"]
     assert same.mean() > 0.999
     assert np.abs(log_q - got["arr_1"])[same].max() < 1e-6

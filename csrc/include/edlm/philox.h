@@ -29,6 +29,7 @@ enum class Purpose : uint32_t {
   kStreamKeys = 0x53545245u,
   kSampleCandidates = 0x53414D50u,
   kResample = 0x52455341u,
+  kResidualDraw = 0x52455344u,
 };
 
 // 64 bits addressed by (key, index, lane, purpose).
