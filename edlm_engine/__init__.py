@@ -7,9 +7,14 @@ from edlm_engine.version import __version__
 
 if TYPE_CHECKING:
     from edlm_engine import arrays, drop_in, likelihood, metrics, ops, reference
+    from edlm_engine.energies.classifier import ClassifierEnergy
+    from edlm_engine.energies.constraint import ConstraintEnergy, TokenCountEnergy
     from edlm_engine.energies.nce import NCEEnergy
     from edlm_engine.energies.protocol import Energy
     from edlm_engine.energies.residual import ARResidualEnergy
+    from edlm_engine.energies.reward import RewardEnergy
+    from edlm_engine.energies.sums import SumEnergy
+    from edlm_engine.energies.tilted import tilted
     from edlm_engine.engine import Engine
     from edlm_engine.models.denoiser import CallableDenoiser, Denoiser
     from edlm_engine.sampling.config import GenerationConfig
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ARResidualEnergy",
     "CallableDenoiser",
+    "ClassifierEnergy",
+    "ConstraintEnergy",
     "Denoiser",
     "Energy",
     "Engine",
@@ -30,21 +37,27 @@ __all__ = [
     "LogLinearSchedule",
     "NCEEnergy",
     "Request",
+    "RewardEnergy",
     "Session",
     "SessionFull",
+    "SumEnergy",
+    "TokenCountEnergy",
     "arrays",
     "drop_in",
     "likelihood",
     "metrics",
     "ops",
     "reference",
+    "tilted",
 ]
 
-# Where the classes lie; the other names are modules. Each is imported when first asked for, so
-# that `edlm --help` does without torch and a generation without training and evaluation.
+# Where classes and functions lie; the other names are modules. Each is imported when first asked
+# for, so that `edlm --help` does without torch and a generation without training and evaluation.
 _HOMES = {
     "ARResidualEnergy": "edlm_engine.energies.residual",
     "CallableDenoiser": "edlm_engine.models.denoiser",
+    "ClassifierEnergy": "edlm_engine.energies.classifier",
+    "ConstraintEnergy": "edlm_engine.energies.constraint",
     "Denoiser": "edlm_engine.models.denoiser",
     "Energy": "edlm_engine.energies.protocol",
     "Engine": "edlm_engine.engine",
@@ -54,8 +67,12 @@ _HOMES = {
     "LogLinearSchedule": "edlm_engine.sampling.schedule",
     "NCEEnergy": "edlm_engine.energies.nce",
     "Request": "edlm_engine.sampling.request",
+    "RewardEnergy": "edlm_engine.energies.reward",
     "Session": "edlm_engine.sampling.session",
     "SessionFull": "edlm_engine.sampling.session",
+    "SumEnergy": "edlm_engine.energies.sums",
+    "TokenCountEnergy": "edlm_engine.energies.constraint",
+    "tilted": "edlm_engine.energies.tilted",
 }
 
 

@@ -169,9 +169,12 @@ class Engine:
         """Write denoiser, energy and tokenizer as `from_pretrained` reads them.
 
         A folded denoiser is written unfolded. Raises ValueError, by name, for models that have no
-        layout of ours, before anything is written.
+        layout of ours and energies without a model, before anything is written.
         """
-        save_pair(folder, self.denoiser, getattr(self.energy, "model", None), self.tokenizer)
+        model = getattr(self.energy, "model", None)
+        if self.energy is not None and model is None:
+            raise ValueError(f"energy has no files to write, a {type(self.energy).__name__}")
+        save_pair(folder, self.denoiser, model, self.tokenizer)
 
     def generate(
         self,
@@ -275,17 +278,19 @@ def _check_models(denoiser: Denoiser, energy: object) -> None:
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id must be in [0, {vocab_size}), got {mask_id}")
     fitting = (vocab_size, vocab_size - 1) if mask_id == vocab_size - 1 else (vocab_size,)
-    masked = getattr(energy, "mask_id", mask_id)
-    if masked != mask_id:
-        raise ValueError(f"energy must have the denoiser's mask_id {mask_id}, got {masked}")
-    known = getattr(energy, "vocab_size", vocab_size)
     never = getattr(denoiser, "never_drawn", ())
     drawn = (i for i in reversed(range(vocab_size)) if i != mask_id and i not in never)
-    if known not in fitting and not (never and known > next(drawn, -1)):
-        raise ValueError(
-            f"energy must have the denoiser's vocabulary of {' or '.join(map(str, fitting))} "
-            f"tokens, got one of {known}"
-        )
+    last_drawn = next(drawn, -1)
+    for part in getattr(energy, "parts", (energy,)):
+        masked = getattr(part, "mask_id", mask_id)
+        if masked != mask_id:
+            raise ValueError(f"energy must have the denoiser's mask_id {mask_id}, got {masked}")
+        known = getattr(part, "vocab_size", vocab_size)
+        if known not in fitting and not (never and known > last_drawn):
+            raise ValueError(
+                f"energy must have the denoiser's vocabulary of {' or '.join(map(str, fitting))} "
+                f"tokens, got one of {known}"
+            )
 
 
 def _track(cohort: Cohort, progress: bool) -> Generator[int, None, None]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edlm_engine.energies.residual import MAX_TOKENS
+from edlm_engine.energies.sums import Summable
 from edlm_engine.execution.graphs import call_model
 
 
@@ -28,7 +29,7 @@ class EnergyModel(Protocol):
         ...
 
 
-class NCEEnergy:
+class NCEEnergy(Summable):
     """EDLM-NCE: E is the network's output, -log p_data(x0 | xt) / p_theta(x0 | xt) once learned.
 
     Trained to tell data from the denoiser's own candidates by the loss

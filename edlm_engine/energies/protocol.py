@@ -18,7 +18,8 @@ class Energy(Protocol):
     Optional attributes: `first_position` (default 0), the first position that the energy scores:
     the engine leaves the positions before it out of `log_q`; `vocab_size` and `length`, checked
     against those of the denoiser; `residual`, True for an energy that holds + log_q, so that
-    exp(-E) is a likelihood ratio to what was drawn; `needs_grad`, True for an energy that takes
+    exp(-E) is a likelihood ratio to what was drawn, or a number for one that holds so many times
+    it; `needs_grad`, True for an energy that takes
     gradients, within `torch.enable_grad()`: generation then runs under `torch.no_grad()` instead
     of `torch.inference_mode()`, whose tensors autograd refuses.
 

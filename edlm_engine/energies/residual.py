@@ -6,6 +6,7 @@ from torch import Tensor
 
 from edlm_engine import ops
 from edlm_engine.energies.protocol import AutoregressiveModel
+from edlm_engine.energies.sums import Summable
 from edlm_engine.execution import graphs
 from edlm_engine.execution.graphs import call_model
 from edlm_engine.execution.upload import upload
@@ -18,7 +19,7 @@ SHORTEST_PREFIX = 0.25
 PREFIX_LENGTHS = 8
 
 
-class ARResidualEnergy:
+class ARResidualEnergy(Summable):
     """EDLM-AR (equation 9): E = -log p_AR(x0) + log_q, so that softmax(-E) is p_AR / p_theta.
 
     Both terms cover the same positions: from `model.first_position` on. With `carry_over=True`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from edlm_engine import ops
 from edlm_engine.energies.protocol import Energy, energy_function
 from edlm_engine.execution.graphs import call_model
+from edlm_engine.execution.returned import check_returned
 from edlm_engine.execution.upload import upload
 from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.config import GenerationConfig
@@ -52,7 +53,7 @@ class Run:
         self.energy = None if energy is None else energy_function(energy)
         self.first_scored = getattr(energy, "first_position", 0)
         self.ar = getattr(energy, "model", None)
-        self.residual = getattr(energy, "residual", False)
+        self.residual = float(getattr(energy, "residual", 0))
         self.config = config
         self.device = device_of(denoiser)
         tokens, self.seeds = upload(self.device, xt.flatten(), seeds)
@@ -278,15 +279,3 @@ def evaluate(denoiser: Any, xt: Tensor, sigma: Tensor) -> Tensor:
 
 def _has_head(denoiser: object) -> bool:
     return hasattr(denoiser, "hidden")
-
-
-def check_returned(what: str, value: Any, shape: Sequence[int], device: torch.device) -> None:
-    """What a model returned must be a tensor of this shape on this kind of device."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{what} must be a tensor, got {type(value).__name__}")
-    if value.is_complex() or value.dtype == torch.bool:
-        raise ValueError(f"{what} must hold real numbers, got {value.dtype}")
-    if value.shape != shape:
-        raise ValueError(f"{what} must have shape {list(shape)}, got {list(value.shape)}")
-    if value.device.type != device.type:
-        raise ValueError(f"{what} must be on {device}, got {value.device}")

@@ -144,7 +144,7 @@ def _log_w(run: Run, step: Step, x0: Tensor, xt: Tensor, log_q: Tensor, past: Te
     ).double()
     energy = energy.view(-1, count)
     if run.residual:
-        energy = energy + past
+        energy = energy + run.residual * past
     return -energy / run.config.energy_temperature
 
 
