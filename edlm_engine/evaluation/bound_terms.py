@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from edlm_engine import ops
 from edlm_engine.energies.protocol import energy_function
@@ -21,7 +23,7 @@ from edlm_engine.sampling.purposes import CANDIDATES
 
 
 def bound_terms(
-    engine: Engine, part: Noisy, config: GenerationConfig, candidates: list[int], pool: int
+    engine: Engine, part: Noisy, config: GenerationConfig, candidates: Sequence[int], pool: int
 ) -> dict[str, Tensor]:
     """Per noisy window [G], float64 nats on the host:
 
@@ -51,8 +53,8 @@ def bound_terms(
     if (used := np.flatnonzero(part.uses_energy)).size:
         scored = torch.from_numpy(used)
         inside = torch.from_numpy(part.uses_energy).to(device)[places // length].nonzero().flatten()
-        drawn = _Drawn(marginals.at(inside), log_p[inside], target[inside], places[inside])
-        data, free, fixed = _log_weights(engine, part, config, xt, drawn, pool)
+        drawn = Places(marginals.at(inside), log_p[inside], target[inside], places[inside])
+        data, free, fixed = log_weights(engine, part, config, xt, drawn, pool, pool)
         bounds = log_partition_bounds(free)
         for name, log_z in zip(paper, bounds, strict=True):
             paper[name][scored] = share[scored] * (log_z - data)
@@ -63,7 +65,29 @@ def bound_terms(
     return terms | gains | paper | facts
 
 
-class _Drawn(NamedTuple):
+def all_terms(
+    engine: Engine,
+    noisy: Noisy,
+    config: GenerationConfig,
+    candidates: Sequence[int] = (),
+    pool: int = 0,
+    *,
+    batch_size: int,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """`bound_terms` of all noisy windows, `batch_size` at a time."""
+    needs_grad = any(getattr(x, "needs_grad", False) for x in (engine.denoiser, engine.energy))
+    total, parts = len(noisy.x0), []
+    bar = tqdm(total=total, desc="likelihood", unit="noisy window", disable=not progress)
+    with torch.inference_mode(not needs_grad), torch.no_grad(), ops.one_head_workspace(), bar:
+        for begin in range(0, total, batch_size):
+            part = noisy.part(begin, begin + batch_size)
+            parts.append(bound_terms(engine, part, config, candidates, pool))
+            bar.update(len(part.x0))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class Places(NamedTuple):
     """The masked places [R], flat in [G, L], of the rows that use the energy."""
 
     marginals: Marginals
@@ -72,28 +96,34 @@ class _Drawn(NamedTuple):
     places: Tensor  # [R]
 
 
-def _log_weights(
-    engine: Engine, part: Noisy, config: GenerationConfig, xt: Tensor, drawn: _Drawn, pool: int
+def log_weights(
+    engine: Engine,
+    part: Noisy,
+    config: GenerationConfig,
+    xt: Tensor,
+    drawn: Places,
+    pool: int,
+    held: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log-weights, -energy / temperature, float64 on the host, of the E rows that use the energy:
-    the window itself [E], free candidates [E, pool], and [E, pool] with its revealed tokens."""
+    the window itself [E], free candidates [E, pool], and [E, held] with its revealed tokens."""
     assert engine.energy is not None
     length, device = xt.shape[1], xt.device
     rows = torch.from_numpy(np.flatnonzero(part.uses_energy)).to(device)
     owner, position = drawn.places // length, drawn.places % length
     place = torch.searchsorted(rows, owner)  # among the E rows
     keys = ops.stream_keys(part.seeds.to(device)[owner], CANDIDATES, position)
-    tokens, log_q = drawn.marginals.sample(keys, 2 * pool)
+    tokens, log_q = drawn.marginals.sample(keys, pool + held)
     kept = torch.from_numpy(part.revealed).to(device).flatten()[drawn.places]
-    own_tokens, own_log_q = drawn.target[:, None], drawn.log_p[:, None]
-    tokens[:, pool:] = tokens[:, pool:].where(~kept[:, None], own_tokens)
-    log_q = torch.cat(
-        [own_log_q, log_q[:, :pool], log_q[:, pool:].where(~kept[:, None], own_log_q)], 1
-    )
-    x0 = xt[rows, None].repeat(1, 1 + 2 * pool, 1)
-    x0[place, :, position] = torch.cat([own_tokens, tokens], 1)
+    tokens[kept, pool:] = drawn.target[kept, None]
+    log_q[kept, pool:] = drawn.log_p[kept, None].float()
+    # The window itself comes first.
+    tokens = torch.cat([drawn.target[:, None], tokens], 1)
+    log_q = torch.cat([drawn.log_p[:, None], log_q.double()], 1)
     log_q[position < getattr(engine.energy, "first_position", 0)] = 0
-    total = torch.zeros(len(rows), 1 + 2 * pool, dtype=torch.float64, device=device)
+    x0 = xt[rows, None].repeat(1, tokens.shape[1], 1)
+    x0[place, :, position] = tokens
+    total = torch.zeros(len(rows), tokens.shape[1], dtype=torch.float64, device=device)
     total.index_add_(0, place, log_q)
     energy = energy_function(engine.energy)(
         x0,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +14,12 @@ from torch import Tensor
 from edlm_engine.engine import Engine
 from edlm_engine.evaluation.compare import compare_energy, table
 from edlm_engine.evaluation.held_out import HeldOutLikelihood, held_out_likelihood
-from edlm_engine.evaluation.judge import Judge
+from edlm_engine.evaluation.judge import Judge, independent_judge
+from edlm_engine.evaluation.mauve import require_mauve
+from edlm_engine.evaluation.options import SWEPT
+from edlm_engine.evaluation.plots import plot_quality, require_matplotlib
+from edlm_engine.evaluation.samples import REPORT, evaluate_samples
+from edlm_engine.evaluation.summary import table as samples_table
 from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.training.corpus import evaluation_windows, read_text, text_files, token_stream
 
@@ -78,6 +85,66 @@ def held_out_text(
     stream = token_stream(texts, engine.tokenizer)
     windows = evaluation_windows(stream, length or engine.denoiser.length, at_most)
     return windows, sum(map(len, texts)) / len(stream)
+
+
+def samples(args: Namespace, load: Load, configure: Configure) -> None:
+    """Texts of several configurations, judged."""
+    _require(args, num=2, batch_size=1, joint_draws=0)
+    if args.mauve:
+        require_mauve()
+    files = text_files(args.data) if args.data else []
+    configs = [configure(part) for part in _sweep(args)]
+    engines = {
+        label: load(Namespace(**(vars(args) | {"energy": label})))
+        for label in dict.fromkeys(args.energy)
+    }
+    engine, judge = next(iter(engines.values())), None
+    if args.judge != "none":
+        if engine.tokenizer is None:
+            raise ValueError("a judge reads text: give --tokenizer, or --judge none")
+        judge = independent_judge(args.judge, list(engines.values()), device=args.device)
+    reference = None
+    if files:
+        windows, _ = held_out_text(engine, files, args.length, args.num, unwrap=True)
+        reference = [engine.tokenizer.decode(row) for row in windows.tolist()]
+    kept = ("model", "subfolder", "revision", "weights", "mask_id", "dtype")
+    summaries, whole = evaluate_samples(
+        engines,
+        configs,
+        args.out,
+        judge=judge,
+        num=args.num,
+        chunk=args.batch_size,
+        joint_draws=args.joint_draws,
+        mauve=args.mauve,
+        mauve_reference=reference,
+        seed=args.seed,
+        manifest={name: getattr(args, name) for name in kept},
+        minutes=args.minutes,
+        progress=args.progress,
+    )
+    if args.json:
+        print(json.dumps(summaries))
+        return
+    print(samples_table(summaries))
+    print(f"figures: {args.out / REPORT}, plots: {_plots(summaries, args.out)}")
+    if not whole:
+        print("stopped by --minutes: the same command goes on from here")
+
+
+def _sweep(args: Namespace) -> Iterator[Namespace]:
+    """The options, once for every combination of those that have several values."""
+    names = [flag.removeprefix("--").replace("-", "_") for flag in SWEPT]
+    for values in product(*(getattr(args, name) for name in names)):
+        yield Namespace(**(vars(args) | dict(zip(names, values, strict=True))))
+
+
+def _plots(summaries: list[dict[str, Any]], folder: Path) -> str:
+    try:
+        require_matplotlib()
+    except ImportError as error:
+        return f"none ({error})"
+    return ", ".join(map(str, plot_quality(summaries, folder))) if summaries else "none"
 
 
 def likelihood_table(found: HeldOutLikelihood) -> str:

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from edlm_engine import ops
 from edlm_engine.energies.residual import ARResidualEnergy, sequence_log_probs
 from edlm_engine.engine import Engine
-from edlm_engine.evaluation.bound_terms import bound_terms
+from edlm_engine.evaluation.bound_terms import all_terms
 from edlm_engine.evaluation.noising import noisy_windows
 from edlm_engine.sampling.config import GenerationConfig
 
@@ -137,15 +135,9 @@ def held_out_likelihood(
         draws,
         seed,
     )
-    bar = tqdm(total=len(noisy.x0), desc="likelihood", unit="noisy window", disable=not progress)
-    parts = []
-    needs_grad = any(getattr(x, "needs_grad", False) for x in (engine.denoiser, engine.energy))
-    with torch.inference_mode(not needs_grad), torch.no_grad(), ops.one_head_workspace(), bar:
-        for begin in range(0, len(noisy.x0), batch_size):
-            part = noisy.part(begin, begin + batch_size)
-            parts.append(bound_terms(engine, part, config, candidates, pool))
-            bar.update(len(part.x0))
-    terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    terms = all_terms(
+        engine, noisy, config, candidates, pool, batch_size=batch_size, progress=progress
+    )
 
     def per_window(values: Tensor) -> Tensor:
         """[W] nats per token, from [G] nats in the step that was looked at."""

@@ -33,6 +33,35 @@ def token_entropy(tokens: Tensor) -> Tensor:
     return torch.log(tokens.shape[1] / counts.double()).mean(dim=1)
 
 
+def repetition(tokens: Tensor, n: int) -> Tensor:
+    """Share of each sequence's n-grams that repeat an earlier one: tokens [B, L] -> [B] float64.
+
+    1 less the number of different n-grams over the number of n-grams, L - n + 1. 0 where none is
+    said twice. Raises ValueError unless 1 <= n <= L.
+    """
+    grams = _ngrams(tokens, n)
+    different = torch.tensor([len(row.unique(dim=0)) for row in grams], dtype=torch.float64)
+    return 1 - different / grams.shape[1]
+
+
+def distinct(tokens: Tensor, n: int) -> float:
+    """Different n-grams of all sequences [B, L] together, over their number: in (0, 1].
+
+    It falls as B grows, so compare it at equal B and L only.
+    """
+    grams = _ngrams(tokens, n).flatten(0, 1)
+    return len(grams.unique(dim=0)) / len(grams)
+
+
+def _ngrams(tokens: Tensor, n: int) -> Tensor:
+    """[B, L - n + 1, n]."""
+    if tokens.dim() != 2 or not len(tokens) or not 1 <= n <= tokens.shape[1]:
+        raise ValueError(
+            f"tokens must have shape [B, L], B >= 1, L >= {n}, n >= 1, got {list(tokens.shape)}"
+        )
+    return tokens.unfold(1, n, 1)
+
+
 @torch.inference_mode()
 def generative_perplexity(
     sequences: Tensor, model: AutoregressiveModel, *, max_tokens: int = MAX_TOKENS

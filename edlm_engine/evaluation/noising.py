@@ -49,15 +49,18 @@ def noisy_windows(
     energy_times: tuple[float, float] | None,
     draws: int,
     seed: int,
+    first: int = 0,
 ) -> Noisy:
     """`draws` states of each window [W, L], at steps stratified over its plans, one plan a draw.
 
     In continuous time (`steps` None) a step reveals one position and n, the number of masked
     positions, is uniform in 1..L; its time, given n, has the law it has in the sampler. Windows are
-    independent of one another given the seed: a standard error over them is an honest one.
+    independent of one another given the seed: a standard error over them is an honest one. The
+    windows are numbered from `first`.
     """
     count, length = windows.shape
-    window, draw = torch.arange(count).repeat_interleave(draws), torch.arange(draws).repeat(count)
+    window = (first + torch.arange(count)).repeat_interleave(draws)
+    draw = torch.arange(draws).repeat(count)
     seeds = ops.stream_keys(seed, PLAN, window, draw)
     free = torch.ones(len(seeds), length, dtype=torch.bool)
     plan = plan_reveals(seeds, free, schedule, steps, energy_times)

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+# Options of sampling that `edlm evaluate samples` takes several values of, outer loops first.
+SWEPT = (
+    "--candidates",
+    "--window",
+    "--energy-temperature",
+    "--top-p",
+    "--temperature",
+    "--steps",
+)
 # Adds options that several commands have.
 Add = Callable[..., None]
 
@@ -27,7 +37,7 @@ def add_evaluate(commands: Any, add_engine_options: Add, add_sampling_options: A
     evaluate = commands.add_parser(
         "evaluate",
         help="log p_AR of generated text with the energy and without it; likelihood of held-out "
-        "text",
+        "text; texts of several configurations, judged",
         description="Alone: text with the energy and without it, scored by the AR model of the "
         "energy, or with an NCE energy by the one beside the denoiser.",
     )
@@ -41,7 +51,7 @@ def add_evaluate(commands: Any, add_engine_options: Add, add_sampling_options: A
         "folder of transformers or a GGUF file",
     )
     _add_output_options(evaluate)
-    forms = evaluate.add_subparsers(dest="form", action=_Forms, metavar="likelihood")
+    forms = evaluate.add_subparsers(dest="form", action=_Forms, metavar="{likelihood,samples}")
 
     about = "bounds on -log p of held-out text: the denoiser's, the sampler's, the paper's estimate"
     likelihood = forms.add_parser("likelihood", help=about, description=about)
@@ -62,6 +72,38 @@ def add_evaluate(commands: Any, add_engine_options: Add, add_sampling_options: A
     add_int("--pool", 16, "candidates of each such state for log Z, and for the sampler's bound")
     add_int("--batch-size", 8, "noisy states at a time")
     _add_output_options(likelihood)
+
+    about = (
+        "texts of one or several configurations, judged: quality, entropy, repetition, distance to "
+        "one token at a time, cost. Options of sampling take several values, all combinations of "
+        "which are compared at the same seeds"
+    )
+    samples = forms.add_parser(
+        "samples", help="texts of several configurations, judged", description=about
+    )
+    samples.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for units of work, figures and plots; a run into the same one goes on there",
+    )
+    add_engine_options(samples, several=True)
+    add_sampling_options(samples, several=True)
+    add_int = _int_options(samples)
+    add_int("--num", 64, "sequences of each configuration, a multiple of --batch-size")
+    add_int("--batch-size", 16, "sequences at a time, a unit of work")
+    add_int("--joint-draws", 4, "places in a text for its distance to one token at a time; 0: none")
+    samples.add_argument(
+        "--judge",
+        help="a causal language model that had no part in the texts: a folder, hub id or GGUF "
+        'file (default smollm2), or "none"',
+    )
+    samples.add_argument(
+        "--mauve", action="store_true", help="MAUVE to texts of one token at a time, or to --data"
+    )
+    samples.add_argument("--data", nargs="+", help="text files, the reference of --mauve")
+    samples.add_argument("--minutes", type=float, help="begin no unit of work after so long")
+    _add_output_options(samples)
 
 
 def _int_options(parser: argparse.ArgumentParser) -> Callable[[str, int, str], None]:

@@ -1,12 +1,13 @@
 """The bounds of held-out text against full enumeration of tiny models."""
 
 import math
-from itertools import permutations, product
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from enumeration import TinyDenoiser, ancestral, first_hitting, step_distribution
+from reveal_plans import LENGTH, MASK, SCHEDULE, exact_bound, plans, sigma
 from tiny_models import HeadDenoiser, TableAR, table_denoiser
 
 from edlm_engine import (
@@ -14,15 +15,12 @@ from edlm_engine import (
     CallableDenoiser,
     Engine,
     GenerationConfig,
-    LogLinearSchedule,
 )
 from edlm_engine.evaluation.held_out import held_out_likelihood
 from edlm_engine.evaluation.likelihood import selection_gain
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
-MASK, LENGTH = 1, 3
-SCHEDULE = LogLinearSchedule(eps=0.2)  # a late end: the fill after t_N has much to do
 X0 = (0, 2, 2)
 
 
@@ -38,49 +36,6 @@ def ar():
 
 def copies(x0=X0, count=800):
     return torch.tensor([x0]).repeat(count, 1)
-
-
-def sigma(t):
-    return float(SCHEDULE.sigma(torch.tensor(t, dtype=torch.float64)))
-
-
-def plans(steps):
-    """(probability, [(time, masked before, revealed)]) of every reveal plan of three positions."""
-    if steps is None:
-        for order in permutations(range(LENGTH)):
-            path = [(0.0, order[rank:], order[rank : rank + 1]) for rank in range(LENGTH)]
-            yield 1 / math.factorial(LENGTH), path
-        return
-    times = SCHEDULE.times(steps).tolist()
-    shares = -np.diff([*times, 0.0])
-    for chosen in product(range(steps + 1), repeat=LENGTH):
-        path = [
-            (
-                times[i],
-                [p for p in range(LENGTH) if chosen[p] >= i],
-                [p for p in range(LENGTH) if chosen[p] == i],
-            )
-            for i in sorted(set(chosen))
-        ]
-        yield float(np.prod(shares[list(chosen)])), path
-
-
-def exact_bound(tiny, energy, config, x0=X0):
-    """The expectation over plans of the sum of -log p(x_A | before), nats."""
-    low, high = config.energy_times
-    total = 0.0
-    for chance, path in plans(config.steps):
-        for t, masked, revealed in path:
-            xt = tuple(MASK if p in masked else v for p, v in enumerate(x0))
-            inside = config.steps is None or low <= t <= high
-            candidates = config.num_candidates if inside else 1
-            noise = 0.0 if config.steps is None else sigma(t)
-            law = step_distribution(
-                tiny, xt, noise, t, energy, candidates, temperature=config.temperature
-            )
-            hit = sum(p for x, p in law.items() if all(x[i] == x0[i] for i in revealed))
-            total -= chance * math.log(hit)
-    return total
 
 
 def exact_law(tiny, energy, config):
@@ -104,7 +59,7 @@ def test_the_diffusion_bound(tiny, kind, steps):
     config = GenerationConfig(steps=steps, num_candidates=1, temperature=0.7 if steps else 1.0)
     engine = Engine(kind(tiny), schedule=SCHEDULE)
     found = held_out_likelihood(engine, copies(), config=config, draws=3)
-    close(found.denoiser, exact_bound(tiny, None, config))
+    close(found.denoiser, exact_bound(tiny, None, config, X0))
     assert found.sampler == {} and found.paper_lower is None and found.ar is None
     law = exact_law(tiny, None, config)
     if steps is None:
@@ -117,7 +72,7 @@ def test_a_denoiser_that_sees_the_time():
     engine = Engine(table_denoiser(tilted), schedule=SCHEDULE)
     close(
         held_out_likelihood(engine, copies(), config=config).denoiser,
-        exact_bound(tilted, None, config),
+        exact_bound(tilted, None, config, X0),
     )
 
 
@@ -133,7 +88,10 @@ def test_a_denoiser_that_sees_the_time():
 def test_the_samplers_bound_is_one_and_tightens(tiny, ar, config):
     energy = ar.residual(MASK)
     engine = Engine(table_denoiser(tiny), ARResidualEnergy(ar), schedule=SCHEDULE)
-    exact, truth = exact_bound(tiny, energy, config), -math.log(exact_law(tiny, energy, config)[X0])
+    exact, truth = (
+        exact_bound(tiny, energy, config, X0),
+        -math.log(exact_law(tiny, energy, config)[X0]),
+    )
     assert truth < exact
     gaps = {}
     for pool in (3, 32):

@@ -5,8 +5,10 @@ import torch
 from tiny_models import TableAR
 
 from edlm_engine.evaluation.metrics import (
+    distinct,
     effective_sample_size,
     generative_perplexity,
+    repetition,
     token_entropy,
 )
 
@@ -53,3 +55,15 @@ def test_generative_perplexity_needs_scored_tokens(shape):
         generative_perplexity(
             torch.zeros(shape, dtype=torch.int64), TableAR(3, 4, first_position=1)
         )
+
+
+def test_repetition_and_distinct_ngrams():
+    tokens = torch.tensor([[1, 2, 1, 2, 1], [1, 2, 3, 4, 5]])
+    assert repetition(tokens, 1).tolist() == pytest.approx([3 / 5, 0])
+    assert repetition(tokens, 2).tolist() == [0.5, 0.0]
+    assert repetition(tokens, 5).tolist() == [0.0, 0.0]
+    assert distinct(tokens, 2) == 5 / 8  # 12 21 | 12 23 34 45
+    assert distinct(tokens[:1], 1) == 2 / 5
+    for bad in (0, 6):
+        with pytest.raises(ValueError, match=r"tokens must have shape \[B, L\]"):
+            repetition(tokens, bad)
