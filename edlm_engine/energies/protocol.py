@@ -57,7 +57,8 @@ def energy_function(energy: Energy | Callable) -> Callable:
 class AutoregressiveModel(Protocol):
     """What `ARResidualEnergy` and `generative_perplexity` ask of a left-to-right model.
 
-    It may be `capturable`, as a `Denoiser` may.
+    It may be `capturable`, as a `Denoiser` may. One that goes on from what it has seen has
+    `hidden_after_prefix`, `start_cache` and `hidden_step` besides, as `AutoregressiveTransformer`.
     """
 
     @property

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edlm_engine.models.kv_cache import KVCache, cache_length
 from edlm_engine.models.layers import (
     Block,
     Embedding,
@@ -67,6 +68,14 @@ class ARBlock(Block):
         )
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(length)
         return prefix, self._mix(rest, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+    def after_cached(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache, layer: int
+    ) -> Tensor:
+        """The block on x [rows, count, D], a step that the cache has begun."""
+        q, *new = split_heads(self.attn_qkv(self.norm1(x)), self.n_heads, rotary)
+        k, v = cache.write(layer, *new)
+        return self._mix(x, F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask))
 
     def _mix(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.attn_out(mixed.transpose(1, 2).flatten(2))
@@ -135,6 +144,36 @@ class AutoregressiveTransformer(Transformer):
             known, rest = block.after_prefix(known, rest, rotary)
         known, rest = self.final_norm(known), self.final_norm(rest)
         return F.pad(known, (0, 0, first, 0)), rest.unflatten(0, (groups, candidates))
+
+    def start_cache(self, rows: int, length: int | None = None) -> KVCache:
+        """An empty cache for `hidden_step` on `rows` sequences of up to `length` tokens.
+
+        `length=None` is the model's. It takes 2 * rows * n_blocks * length * D numbers of the
+        blocks' dtype, allocated by the first step.
+        """
+        length = cache_length(length, self.length)
+        return KVCache(rows, length, self.bos_id, self.head[0].device)
+
+    @torch.no_grad()
+    def hidden_step(self, tokens: Tensor, cache: KVCache, start: Tensor, count: int) -> Tensor:
+        """Rows `start` to `start` + `count` - 1 of `hidden` of tokens [rows, L]: [rows, count, D].
+
+        Equal to `hidden` up to rounding, if the cache was last given the same tokens before
+        `start`. Only `count` positions go through the blocks. `start` [rows] int64 is each
+        sequence's own: at least `first_position` and at most one more than the last row that the
+        cache was asked for. A smaller one takes back what was cached from there on. Rows from L on
+        are finite and mean nothing. No dropout, no gradient.
+
+        Raises ValueError for shapes that do not fit the cache, and on CPU for a `start` out of
+        range; on CUDA, which must not wait for the host, that is the caller's to see to.
+        """
+        require_tokens(tokens, "tokens", self.length)
+        given, places = cache.begin(tokens, start, count)
+        rotary = self.rotary_emb.at(places)
+        x = self.embed(given)
+        for layer, block in enumerate(self.blocks):
+            x = block.after_cached(x, rotary, cache, layer)
+        return self.final_norm(x)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Raw logits [n, L, V]; row l predicts token l. The caller excludes `forbidden_id`."""

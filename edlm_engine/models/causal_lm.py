@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edlm_engine.models.kv_cache import KVCache, cache_length
 from edlm_engine.models.layers import cast_parameters, predict_next, require_tokens, split_prefix
+from edlm_engine.models.library_cache import (
+    TRIED_LENGTH,
+    library_arguments,
+    require_whole_attention,
+    try_steps,
+)
 
 
 class CausalLMScorer(nn.Module):
@@ -39,6 +46,7 @@ class CausalLMScorer(nn.Module):
         self.model = model.eval()
         self.bos_id = bos_id
         self.forbidden_id = forbidden_id
+        self._steps_tried = 0  # of sequences of how many tokens
         if not self.head[0].is_meta:  # one to be looked at only
             self._require_plain_head()
 
@@ -110,6 +118,32 @@ class CausalLMScorer(nn.Module):
         known_states = first_part.last_hidden_state.to(tokens.device, dtype)
         before = F.pad(known_states, (0, 0, first, 0))
         return before, states.to(tokens.device, dtype).unflatten(0, (groups, candidates))
+
+    def start_cache(self, rows: int, length: int | None = None) -> KVCache:
+        """An empty cache for `hidden_step` on `rows` sequences of up to `length` tokens.
+
+        `length=None` is the model's own. Raises ValueError for a model that cannot go on from a
+        cache of sequences at places of their own, which the first call tries; one whose layers see
+        a window cannot beyond that window.
+        """
+        length = cache_length(length, self.length)
+        require_whole_attention(self.model.config, length)
+        tried = min(length, TRIED_LENGTH)
+        if tried > self._steps_tried:
+            try_steps(self, tried)
+            self._steps_tried = tried
+        return KVCache(rows, length, self.bos_id, self.head[0].device)
+
+    @torch.no_grad()
+    def hidden_step(self, tokens: Tensor, cache: KVCache, start: Tensor, count: int) -> Tensor:
+        """As `AutoregressiveTransformer.hidden_step`, in the model's own attention.
+
+        The cache is handed to it as one of transformers' own, with positions and a mask.
+        """
+        require_tokens(tokens, "tokens", self.length)
+        given, places = cache.begin(tokens, start, count)
+        step = self._run(given, **library_arguments(self.model, places, cache))
+        return step.last_hidden_state.to(tokens.device, self.head[0].dtype)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Raw logits [n, L, V]; row l predicts token l."""

@@ -148,8 +148,11 @@ class Rotary(nn.Module):
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [length, 1, 1, head_dim / 2]: broadcasts over (q or k, head)."""
-        position = torch.arange(length, device=self.inv_freq.device, dtype=torch.float32)
-        angle = torch.outer(position, self.inv_freq)[:, None, None, :]
+        return self.at(torch.arange(length, device=self.inv_freq.device))
+
+    def at(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at any places [...]: each [..., 1, 1, head_dim / 2]."""
+        angle = (places.float()[..., None] * self.inv_freq)[..., None, None, :]
         return angle.cos(), angle.sin()
 
 
