@@ -16,7 +16,7 @@ from edlm_engine.sampling.schedule import LogLinearSchedule
 from edlm_engine.sampling.steps import Pick, Step, Taken, made
 
 # What it holds of each sequence.
-BY_ROW = ("masked", "block", "free", "quota", "energy_times")
+BY_ROW = ("masked", "block", "free", "steps", "quota", "energy_times")
 
 
 @dataclass(eq=False)
@@ -30,9 +30,11 @@ class Adaptive:
     masked: np.ndarray  # [B, L] bool, of the present iteration
     block: np.ndarray  # [B, L], -1 where never masked
     free: np.ndarray  # [B]: positions that were masked at the start
-    quota: np.ndarray  # [B, J]: how many each step reveals, if the order has quotas
+    steps: np.ndarray  # [B]: how many are asked for
+    quota: np.ndarray  # [B, J]: how many each step reveals, if the order has quotas, else ones
     energy_times: np.ndarray  # [B, 2]: low, high
     schedule: LogLinearSchedule
+    has_quota: bool
     closed: bool = False
     _fresh: bool = True  # `masked` is that of the present iteration
 
@@ -54,9 +56,11 @@ class Adaptive:
             masked=free.copy(),
             block=block,
             free=free.sum(axis=1),
+            steps=np.full(len(free), free.shape[1] if steps is None else steps),
             quota=stacked(counts, np.int64),
             energy_times=times,
             schedule=schedule,
+            has_quota=has_quota,
         )
 
     @property
@@ -130,7 +134,7 @@ class Adaptive:
             hidden=None,
         )
         heads = np.arange(len(rows)) if one_by_one else np.zeros(1, dtype=np.int64)
-        quota = self.quota[rows, np.minimum(run.nfe[rows], self.iterations - 1)]
+        quota = self._quota(run, rows)
         device = run.seeds.device
         eligible_, quota_ = upload(
             device, torch.from_numpy(eligible.astype(np.int64).ravel()), torch.from_numpy(quota)
@@ -143,6 +147,14 @@ class Adaptive:
             own = slice(head, head + len(step.rows_on_host))
             steps.append(step._replace(pick=Pick(allowed[own], quota_[own])))
         return steps
+
+    def _quota(self, run: Run, rows: np.ndarray) -> np.ndarray:
+        """How many positions the present step of each reveals: as planned, or an equal part of what
+        is left over the steps that are left."""
+        if self.has_quota:
+            return self.quota[rows, run.nfe[rows]]
+        left = self.masked[rows].sum(axis=1)
+        return -(-left // np.maximum(1, self.steps[rows] - run.nfe[rows]))
 
     def _times(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Time of the present step of each, and whether it uses the energy."""

@@ -16,8 +16,9 @@ ORDERS = (
     "entropy",
     "threshold",
     "entropy_bounded",
+    "resolved",
 )
-CORRECTIONS = ("joint", "local", "smc")
+CORRECTIONS = ("joint", "local", "speculative", "smc")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class GenerationConfig:
         "ancestral", the exact reverse process of the diffusion, and "leftmost" are known before any
         model runs; "confidence", "margin" and "entropy" reveal the surest positions, as equally
         many a step as may be; "threshold" and "entropy_bounded" as many as are sure enough,
-        whatever `steps` says. The adaptive ones wait for the device once a step.
+        whatever `steps` says; "resolved" what one call of the AR model settles, for the
+        correction "speculative". The adaptive ones wait for the device once a step.
     block_length: reveal block after block of this many positions, from the first free one on, each
         with its share of the steps, at least one (semi-autoregressive); None is one block.
     remask: eta of ReMDM: in each step a revealed token is hidden again with at most this
@@ -216,10 +218,12 @@ class GenerationConfig:
             _check_type("ess_target", self.ess_target, Real)
             _check(self.ess_target >= 1, "ess_target", ">= 1", self.ess_target)
         if self.correction == "joint":
+            rule = "another one with correction 'joint'"
+            _check(self.order != "resolved", "order", rule, self.order)
             return
-        order = self.order in PLANNED
-        rule = f"one of {', '.join(PLANNED)} with correction {self.correction!r}"
-        _check(order, "order", rule, self.order)
+        orders = (*PLANNED, "resolved") if self.correction == "speculative" else PLANNED
+        rule = f"one of {', '.join(orders)} with correction {self.correction!r}"
+        _check(self.order in orders, "order", rule, self.order)
         if self.correction == "local":
             return
         _check(not self.record, "record", f"off with correction {self.correction!r}", self.record)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edlm_engine import ops
+from edlm_engine.sampling.corrections import speculative
 from edlm_engine.sampling.steps import Step
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ def advance_adaptive(run: Run, step: Step, values: Tensor) -> None:
         run.failed,
         first_position=run.first_scored,
     )
-    choice = torch.zeros_like(step.rows)
+    choice, settled = torch.zeros_like(step.rows), None
     before = run.xt.index_select(0, step.rows)
-    if scored:
+    if scored and run.config.correction == "speculative":
+        settled = speculative.one_call(run, step, values, x0[:scored, 0], log_q)
+    elif scored:
         energy = run.energies(x0[:scored], before[:scored].clone(), sums[:scored], step)
         run.evaluations[step.rows_on_host[:scored]] += x0.shape[1]
         choice[:scored] = _choose(run, step, energy)
@@ -52,6 +55,8 @@ def advance_adaptive(run: Run, step: Step, values: Tensor) -> None:
     scores.view(-1)[step.draws] = sure
     scores = scores.masked_fill(~pick.eligible, -torch.inf)
     revealed = order.pick(scores, pick.quota, run.config) & pick.eligible
+    if settled is not None:
+        revealed[:scored] = settled
     chosen = x0.gather(1, choice[:, None, None].expand(-1, 1, length))[:, 0]
     if run.recorder is not None and statistics is not None:
         run.recorder.picked(step, revealed, log_q, own_log_q, statistics)

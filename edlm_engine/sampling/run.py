@@ -52,7 +52,7 @@ class Run:
         self.denoiser: Any = denoiser  # some have more than the protocol asks
         self.energy = None if energy is None else energy_function(energy)
         self.first_scored = getattr(energy, "first_position", 0)
-        self.ar = getattr(energy, "model", None)
+        self.ar: Any = getattr(energy, "model", None)
         self.residual = float(getattr(energy, "residual", 0))
         self.config = config
         self.device = device_of(denoiser)

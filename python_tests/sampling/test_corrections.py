@@ -183,6 +183,116 @@ def test_enough_candidates_by_hand(target):
     assert counts == {1.0: {2}, 1.7: {2, 4, 6}, 100.0: {6}}[target]
 
 
+# speculative
+
+
+def coar_law(ar, xt, places):
+    """Left to right over the masked positions up to the last revealed, known tokens kept."""
+    states, last = {tuple(xt): 1.0}, max(places)
+    for p in range(last + 1):
+        if xt[p] != MASK:
+            continue
+        after = {}
+        for x, mass in states.items():
+            tokens = [v for v in range(ar.vocab_size) if v not in (MASK, ar.forbidden_id)]
+            law = np.exp([ar.log_probs(reveal(x, (v,) * len(x), (p,)))[p] for v in tokens])
+            for v, q in zip(tokens, law / law.sum(), strict=True):
+                after[reveal(x, (v,) * len(x), (p,))] = mass * q
+        states = after
+    result = {}
+    for x, mass in states.items():
+        kept = tuple(x[i] if i in places else v for i, v in enumerate(xt))
+        result[kept] = result.get(kept, 0.0) + mass
+    return result
+
+
+def speculative_law(tiny, ar, start, times):
+    states = {tuple(start): 1.0}
+    for now, then in zip(times, [*times[1:], 0.0], strict=True):
+        after, stay = {}, then / now
+        for xt, mass in states.items():
+            masked = [i for i, v in enumerate(xt) if v == MASK]
+            for size in range(len(masked) + 1):
+                for places in combinations(masked, size):
+                    chance = mass * (1 - stay) ** size * stay ** (len(masked) - size)
+                    for xs, p in (coar_law(ar, xt, places) if places else {xt: 1.0}).items():
+                        after[xs] = after.get(xs, 0.0) + chance * p
+        states = after
+    return states
+
+
+class Drafts(TinyDenoiser):
+    """Drafts near the AR model's law, unrelated, or nearly always one wrong token."""
+
+    def __init__(self, kind, length, ar):
+        super().__init__(vocab=4, length=length, mask_id=MASK, tilt=0.3)
+        if kind == "good":
+            self.table *= 0.1
+            self.table += ar.logits[:, 0].astype(np.float32) + 0.0
+        elif kind == "wrong":
+            self.table *= 0.1
+            self.table[..., 2] += 6
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("start", [(MASK,) * 3, (MASK, 0, MASK)])
+@pytest.mark.parametrize("kind", ["good", "unrelated", "wrong"])
+def test_speculative_is_coar(kind, start, head):
+    ar = TableAR(4, 3)
+    tiny = Drafts(kind, 3, ar)
+    denoiser = HeadDenoiser(tiny) if head else table_denoiser(tiny)
+    engine = Engine(denoiser, ARResidualEnergy(ar), schedule=SCHEDULE)
+    config = GenerationConfig(steps=2, num_candidates=1, correction="speculative")
+    truth = speculative_law(tiny, ar, start, SCHEDULE.times(2).tolist())
+    drawn = sample(engine, config, torch.tensor([start]), calls=4)
+    assert p_value(drawn, truth) > ACCEPT
+
+
+def test_speculative_from_the_left_is_the_ar_model():
+    ar = TableAR(4, 4, forbidden_id=3)
+    engine = Engine(table_denoiser(Drafts("unrelated", 4, ar)), ARResidualEnergy(ar))
+    config = GenerationConfig(steps=1, order="leftmost", correction="speculative", temperature=1.7)
+    truth = coar_law(ar, (MASK,) * 4, (0, 1, 2, 3))
+    assert p_value(sample(engine, config), truth) > ACCEPT
+    out = engine.generate(200, config=config)
+    assert out.nfe.unique().tolist() == [1]
+    calls = out.energy_evaluations  # 1 + refusals, the last of which needs no other call
+    assert calls.min() == 1 and 1 < calls.float().mean() < 4 and calls.max() <= 4
+
+
+def test_one_call_a_step_reveals_what_it_settles():
+    """In the whole window the AR model's law; the denoiser drafts anew from what is settled."""
+    ar = TableAR(4, 4, forbidden_id=3)
+    engine = Engine(table_denoiser(Drafts("unrelated", 4, ar)), ARResidualEnergy(ar))
+    config = GenerationConfig(steps=9, order="resolved", correction="speculative")
+    assert p_value(sample(engine, config), coar_law(ar, (MASK,) * 4, (0, 1, 2, 3))) > ACCEPT
+    out = engine.generate(300, config=config)
+    assert torch.equal(out.nfe, out.energy_evaluations) and 1 < out.nfe.float().mean() < 4
+    half = GenerationConfig(steps=6, order="resolved", correction="speculative", window=0.3)
+    out = engine.generate(300, config=half)  # one call, which settles one token at least
+    assert out.energy_evaluations.max() <= 2 and (out.nfe <= 6).all()
+    assert (out.nfe > out.energy_evaluations).any()
+
+
+def test_speculative_keeps_what_the_model_cannot_score():
+    ar = TableAR(4, 3, first_position=1)
+    tiny = Drafts("unrelated", 3, ar)
+    engine = Engine(table_denoiser(tiny), ARResidualEnergy(ar), schedule=SCHEDULE)
+    config = GenerationConfig(steps=1, order="leftmost", correction="speculative")
+    drawn = sample(engine, config)
+    first = tiny.probs((MASK,) * 3, sigma(1.0))[0]
+    truth = {(v,): float(first[v]) for v in tiny.tokens}
+    assert p_value(drawn[:, :1], truth) > ACCEPT
+    kept = drawn[drawn[:, 0] == 0]
+    assert p_value(kept, coar_law(ar, (0, MASK, MASK), (1, 2))) > ACCEPT
+
+
+def test_speculative_needs_an_ar_model():
+    engine = Engine(table_denoiser(TinyDenoiser(4, 3, MASK)), lambda x0, xt, log_q, t: log_q)
+    with pytest.raises(ValueError, match="needs an energy with an autoregressive model"):
+        engine.generate(config={"correction": "speculative"})
+
+
 # smc
 
 
@@ -326,6 +436,9 @@ def test_more_particles_come_nearer():
         {"correction": "smc", "remask": 0.4},
         {"correction": "smc", "guidance": 0.5, "top_p": 0.9},
         {"ess_target": 1.8},
+        {"correction": "speculative"},
+        {"correction": "speculative", "order": "leftmost", "block_length": 2},
+        {"correction": "speculative", "order": "resolved"},
     ],
 )
 def test_alone_and_in_a_session(options):
@@ -358,7 +471,9 @@ def test_alone_and_in_a_session(options):
         ({"shared_rests": 0}, "shared_rests must be >= 1"),
         ({"ess_threshold": 1.5}, "ess_threshold must be in"),
         ({"ess_target": 0.5}, "ess_target must be >= 1"),
+        ({"order": "resolved"}, "order must be another one with correction 'joint'"),
         ({"correction": "smc", "record": True}, "record must be off"),
+        ({"correction": "speculative", "top_p": 0.9}, "top_p must be 1 with correction"),
         ({"correction": "smc", "ess_target": 2.0}, "ess_target must be None"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from edlm_engine.sampling.corrections import joint, local, smc
+from edlm_engine.sampling.corrections import joint, local, smc, speculative
 from edlm_engine.sampling.steps import Step
 
 if TYPE_CHECKING:
@@ -38,5 +38,6 @@ class Correction(Protocol):
 CORRECTIONS: dict[str, Correction] = {
     "joint": joint,
     "local": local,
+    "speculative": speculative,
     "smc": smc,
 }

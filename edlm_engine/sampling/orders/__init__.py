@@ -19,6 +19,7 @@ from edlm_engine.sampling.orders import (
     entropy_bounded,
     leftmost,
     margin,
+    resolved,
     threshold,
 )
 from edlm_engine.sampling.orders.timetable import Timetable
@@ -69,4 +70,5 @@ ADAPTIVE: dict[str, AdaptiveOrder] = {
     "entropy": entropy,
     "threshold": threshold,
     "entropy_bounded": entropy_bounded,
+    "resolved": resolved,
 }
