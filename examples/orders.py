@@ -18,6 +18,8 @@ ORDERS = {
     "entropy": {"order": "entropy"},
     "threshold": {"order": "threshold", "threshold": 0.5},  # as many as are sure enough
     "entropy_bounded": {"order": "entropy_bounded", "entropy_bound": 1.0},
+    # The AR model's own law, from drafts of the denoiser: as many steps as that takes.
+    "resolved, speculative": {"order": "resolved", "correction": "speculative"},
 }
 
 
