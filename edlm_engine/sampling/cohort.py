@@ -143,6 +143,8 @@ class Waiting:
                 block_length=config.block_length,
                 remask=config.remask,
             )
+            if config.correction == "gibbs" and with_energy:
+                plan = plan.swept(config.sweeps)
             course = Planned(plan)
             counts = plan.nfe, plan.energy_steps, int(plan.energy_steps.max(initial=0))
         run = Run(sampler.denoiser, sampler.energy, config, self.xt, self.seeds, *counts)

@@ -18,7 +18,7 @@ ORDERS = (
     "entropy_bounded",
     "resolved",
 )
-CORRECTIONS = ("joint", "local", "speculative", "smc")
+CORRECTIONS = ("joint", "local", "speculative", "smc", "gibbs")
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class GenerationConfig:
         `edlm_engine.sampling.corrections`, whose docstrings state the laws): "joint", the paper's K
         complete candidates; "local", candidates that differ in what the step reveals;
         "speculative", the AR model's own law left to right from the denoiser's drafts; "smc", K
-        particles with weights. All but "joint" need a planned order.
+        particles with weights; "gibbs", sweeps of them. All but "joint" need a planned order.
     shared_rests: of "local": how many rests the candidates share.
     ess_threshold: of "smc": resample below this part of K.
     ess_target: of "joint" and "local": score candidates only until the effective sample size is
         this, at most K; the host then waits for the device.
+    sweeps: of "gibbs": how many follow the first.
     """
 
     steps: int | None = 128
@@ -96,6 +97,7 @@ class GenerationConfig:
     shared_rests: int = 1
     ess_threshold: float = 0.5
     ess_target: float | None = None
+    sweeps: int = 1
 
     def __post_init__(self):
         for name in ("steps", "num_candidates", "length", "block_length"):
@@ -212,6 +214,8 @@ class GenerationConfig:
         _check(self.correction in CORRECTIONS, "correction", f"one of {names}", self.correction)
         _check_type("shared_rests", self.shared_rests, int)
         _check(self.shared_rests >= 1, "shared_rests", ">= 1", self.shared_rests)
+        _check_type("sweeps", self.sweeps, int)
+        _check(self.sweeps >= 1, "sweeps", ">= 1", self.sweeps)
         _check_type("ess_threshold", self.ess_threshold, Real)
         _check(0 <= self.ess_threshold <= 1, "ess_threshold", "in [0, 1]", self.ess_threshold)
         if self.ess_target is not None:
@@ -229,11 +233,17 @@ class GenerationConfig:
         _check(not self.record, "record", f"off with correction {self.correction!r}", self.record)
         rule = f"None with correction {self.correction!r}"
         _check(self.ess_target is None, "ess_target", rule, self.ess_target)
-        if self.correction == "speculative":
-            plain_law = {"top_k": 0, "top_p": 1, "min_p": 0, "energy_temperature": 1}
+        if self.correction in ("speculative", "gibbs"):
+            plain_law = {"top_k": 0, "top_p": 1, "min_p": 0}
+            if self.correction == "gibbs":
+                plain_final = self.final == "sample"
+                _check(plain_final, "final", "\"sample\" with correction 'gibbs'", self.final)
+            if self.correction == "speculative":
+                plain_law["energy_temperature"] = 1
             for name, plain in plain_law.items():
                 value = getattr(self, name)
-                _check(value == plain, name, f"{plain} with correction 'speculative'", value)
+                rule = f"{plain} with correction {self.correction!r}"
+                _check(value == plain, name, rule, value)
 
     def _check_window(self):
         if isinstance(self.window, Real):

@@ -16,6 +16,9 @@ from torch import Tensor
 from edlm_engine.sampling.orders import PLANNED, Options
 from edlm_engine.sampling.schedule import LogLinearSchedule
 
+# Steps of the s-th repetition of a plan are numbered from s SWEEP on: no plan has as many.
+SWEEP = 1 << 32
+
 
 @dataclass(frozen=True)
 class RevealPlan:
@@ -86,6 +89,36 @@ class RevealPlan:
         }
         revealed_in = np.concatenate([self.revealed_in, other.revealed_in])
         return replace(self, revealed_in=revealed_in, **by_step)
+
+    def swept(self, sweeps: int) -> RevealPlan:
+        """The plan and then `sweeps` times again, everything hidden first.
+
+        In sweep s steps are numbered from s SWEEP on.
+        """
+        batch, length = self.revealed_in.shape
+        times = sweeps + 1
+        width = int(self.nfe.max(initial=0)) * times
+        rows = np.arange(batch)
+        whole = {
+            "hidden": np.zeros((batch, self.iterations, length), dtype=bool),
+            "shown": np.zeros((batch, self.iterations, length), dtype=bool),
+        }
+        for j in range(self.iterations):
+            at = np.full(batch, j)
+            active = (self.numbers[:, j] > 0)[:, None]
+            whole["hidden"][:, j] = self.masked(rows, at) & active
+            whole["shown"][:, j] = self.revealed(rows, at) & active
+        result: dict[str, Any] = {}
+        for name, value in (self._by_step() | whole).items():
+            swept = np.zeros((batch, width, *value.shape[2:]), dtype=value.dtype)
+            for b, count in enumerate(self.nfe):
+                ahead = SWEEP if name == "numbers" else 0
+                parts = [value[b, :count] + s * ahead for s in range(times)]
+                swept[b, : count * times] = np.concatenate(parts) if count else 0
+            result[name] = swept
+        energy = result["uses_energy"]
+        result["energy_index"] = np.cumsum(energy, axis=1) - energy
+        return replace(self, **result)
 
     def _by_step(self) -> dict[str, np.ndarray]:
         """What is there for each step: [B, J, ...]."""

@@ -28,7 +28,7 @@ from edlm_engine.sampling.steps import Step
 
 # What a run holds of each sequence, and of each of its energy steps, NaN where it has fewer.
 BY_ROW = ("xt", "seeds", "failed", "known")
-ON_HOST = ("nfe", "energy_steps", "evaluations")
+ON_HOST = ("nfe", "energy_steps", "evaluations", "free")
 BY_ENERGY_STEP = ("ess", "log_z")
 
 
@@ -65,6 +65,7 @@ class Run:
         self.ess = torch.full((len(xt), most_energy_steps), torch.nan, device=self.device)
         self.log_z = self.ess.clone()
         self.failed = torch.zeros(len(xt), dtype=torch.int64, device=self.device)
+        self.free = (xt == self.denoiser.mask_id).numpy()
         self.known = self.xt != self.denoiser.mask_id
         self.order = ADAPTIVE.get(config.order)
         self.x0 = self._candidates()
@@ -204,6 +205,14 @@ class Run:
         if fills:
             parts.append(self._sample(values[cut:], keys[cut:], candidates, law | ARGMAX | options))
         return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    def token_log_probs(self, values: Tensor, targets: Tensor) -> Tensor:
+        """log q [R] float32 of targets [R] under the laws of values [R, D or V], without cuts."""
+        options: dict[str, Any] = {
+            "forbidden_id": self.denoiser.mask_id,
+            "temperature": self.config.temperature,
+        }
+        return ops.token_log_probs(self.logits(values), targets, **options)
 
     def evaluate(self, xt: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
         """The denoiser's values [n, L, D or V] of xt [n, L], tokens of sequences `rows` [n]."""

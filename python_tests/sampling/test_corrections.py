@@ -425,6 +425,68 @@ def test_more_particles_come_nearer():
     assert few > 0.3 and some < few / 2 and many < some / 2
 
 
+@pytest.mark.parametrize("correction", ["smc", "gibbs"])
+def test_carry_over_is_about_what_was_free(correction):
+    """coAR: the target has the AR factors of the free positions alone."""
+    tiny, ar = TinyDenoiser(vocab=3, length=3, mask_id=MASK, tilt=0.3), TableAR(3, 3)
+    engine = Engine(table_denoiser(tiny), ARResidualEnergy(ar, carry_over=True), schedule=SCHEDULE)
+    start = (MASK, 0, MASK)
+    free = np.array([True, False, True])
+    target = {x: math.exp(ar.log_probs(x)[free].sum()) for x in completions(tiny, start)}
+    config = GenerationConfig(
+        steps=3, num_candidates=3, correction=correction, ess_threshold=0.9, sweeps=50
+    )
+    batch = 1_500
+    out = engine.generate(batch, config=config, canvas=torch.tensor([start]).repeat(batch, 1))
+    if correction == "smc":
+        last = out.ess.isfinite().sum(dim=1) - 1
+        z = out.log_z.gather(1, last[:, None])[:, 0].double().exp()
+        for x, wanted in target.items():
+            found = z * (out.sequences == torch.tensor(x)).all(dim=1)
+            assert abs(found.mean() - wanted) < 4.5 * found.std() / math.sqrt(len(found))
+    else:
+        total = sum(target.values())
+        assert p_value(out.sequences.numpy(), {x: p / total for x, p in target.items()}) > ACCEPT
+
+
+# gibbs
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+def test_gibbs_sweeps_lead_to_the_target(threshold):
+    tiny, ar = TinyDenoiser(vocab=3, length=3, mask_id=MASK, tilt=0.3), TableAR(3, 3)
+    engine = Engine(table_denoiser(tiny), ARResidualEnergy(ar), schedule=SCHEDULE)
+    target = {x: math.exp(ar.log_probs(x).sum()) for x in completions(tiny, (MASK,) * 3)}
+    target = {x: p / sum(target.values()) for x, p in target.items()}
+
+    def drawn(sweeps):
+        config = GenerationConfig(
+            steps=2,
+            num_candidates=4,
+            correction="gibbs",
+            sweeps=sweeps,
+            ess_threshold=threshold,
+        )
+        return engine.generate(1_500, config=config)
+
+    few, many = drawn(1), drawn(40)
+    assert p_value(few.sequences.numpy(), target) < 1e-6
+    assert p_value(many.sequences.numpy(), target) > ACCEPT
+    assert torch.equal(many.nfe // 41, few.nfe // 2) and many.particles.shape == (1_500, 4, 3)
+
+
+def test_gibbs_begins_as_smc():
+    tiny, ar = TinyDenoiser(vocab=4, length=4, mask_id=MASK, tilt=0.3), TableAR(4, 4)
+    engine = Engine(table_denoiser(tiny), ARResidualEnergy(ar), schedule=SCHEDULE)
+    options = {"steps": 4, "num_candidates": 3, "window": 0.7}
+    smc = engine.generate(9, config={**options, "correction": "smc"}, seed=range(9))
+    out = engine.generate(9, config={**options, "correction": "gibbs"}, seed=range(9))
+    for b in range(9):
+        n = int(smc.ess[b].isfinite().sum())
+        assert torch.equal(out.ess[b, :n], smc.ess[b, :n])
+        assert int(out.ess[b].isfinite().sum()) == 2 * n and out.nfe[b] == 2 * smc.nfe[b]
+
+
 # All of them
 
 
@@ -436,6 +498,7 @@ def test_more_particles_come_nearer():
         {"correction": "smc", "remask": 0.4},
         {"correction": "smc", "guidance": 0.5, "top_p": 0.9},
         {"ess_target": 1.8},
+        {"correction": "gibbs", "sweeps": 2},
         {"correction": "speculative"},
         {"correction": "speculative", "order": "leftmost", "block_length": 2},
         {"correction": "speculative", "order": "resolved"},
@@ -472,6 +535,8 @@ def test_alone_and_in_a_session(options):
         ({"ess_threshold": 1.5}, "ess_threshold must be in"),
         ({"ess_target": 0.5}, "ess_target must be >= 1"),
         ({"order": "resolved"}, "order must be another one with correction 'joint'"),
+        ({"correction": "gibbs", "min_p": 0.1}, "min_p must be 0 with correction 'gibbs'"),
+        ({"sweeps": 0}, "sweeps must be >= 1"),
         ({"correction": "smc", "record": True}, "record must be off"),
         ({"correction": "speculative", "top_p": 0.9}, "top_p must be 1 with correction"),
         ({"correction": "smc", "ess_target": 2.0}, "ess_target must be None"),

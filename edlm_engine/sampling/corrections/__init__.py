@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from edlm_engine.sampling.corrections import joint, local, smc, speculative
+from edlm_engine.sampling.corrections import gibbs, joint, local, smc, speculative
 from edlm_engine.sampling.steps import Step
 
 if TYPE_CHECKING:
@@ -40,4 +40,5 @@ CORRECTIONS: dict[str, Correction] = {
     "local": local,
     "speculative": speculative,
     "smc": smc,
+    "gibbs": gibbs,
 }

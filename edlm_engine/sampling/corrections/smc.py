@@ -50,24 +50,30 @@ def start(run: Run) -> dict[str, Tensor]:
     }
 
 
-def advance(run: Run, step: Step, values: Tensor | None) -> None:
-    """See `Correction.advance`."""
+def advance(run: Run, step: Step, values: Tensor | None, reference: Tensor | None = None) -> None:
+    """See `Correction.advance`.
+
+    reference: texts [n, L] that particle 0 of each sequence follows, -1 throughout for none.
+    """
     state, length = run.state, run.xt.shape[1]
     cloud = state["particles"].index_select(0, step.rows)  # [n, P, L]
     n, count, scored = len(cloud), cloud.shape[1], len(step.times)
     if step.hides is not None:
         cloud[step.hides // length, :, step.hides % length] = run.denoiser.mask_id
     xt = cloud.flatten(0, 1)
-    tokens, log_q = _draw(run, step, xt.clone(), count)
+    first = int(step.masked.sum())
+    revealed = torch.zeros(n * length, dtype=torch.bool, device=run.device)
+    revealed[step.reveals] = True
+    revealed[step.draws[first:]] = True
+    forced = None
+    if reference is not None:
+        forced = reference.flatten()[step.draws].masked_fill(~revealed[step.draws], -1)
+    tokens, log_q = _draw(run, step, xt.clone(), count, forced)
     owner, position = step.draws // length, step.draws % length
     counted = torch.round(log_q.double() * GRID) / GRID
     counted = counted * (position >= run.first_scored)[:, None]
     x0 = cloud.clone()
     x0[owner, :, position] = tokens
-    first = int(step.masked.sum())
-    revealed = torch.zeros(n * length, dtype=torch.bool, device=run.device)
-    revealed[step.reveals] = True
-    revealed[step.draws[first:]] = True
     now = counted * revealed[step.draws][:, None]
     past = state["past"].index_select(0, step.rows)
     after = past.index_add(0, owner, now)
@@ -81,7 +87,8 @@ def advance(run: Run, step: Step, values: Tensor | None) -> None:
         log_weights[:scored] += own - twist[:scored]
         twist[:scored] = own
         run.evaluations[step.rows_on_host[:scored]] += count
-        index, log_mean, ess = _resampled(run, step, log_weights[:scored])
+        held = None if reference is None else reference[:scored, 0] >= 0
+        index, log_mean, ess = _resampled(run, step, log_weights[:scored], held)
         rows = step.rows[:scored]
         run.ess[rows, step.columns] = ess.float()
         run.log_z[rows, step.columns] = (log_z[:scored] + log_mean).float()
@@ -108,14 +115,24 @@ def advance(run: Run, step: Step, values: Tensor | None) -> None:
 def finish(run: Run) -> None:
     """See `Correction.finish`: one particle by its weight."""
     keys = ops.stream_keys(run.seeds, FINAL)
-    choice, _, _ = ops.resample(run.state["log_weights"].float(), keys)
+    run.xt, choice = chosen(run.state["particles"], run.state["log_weights"], keys)
     run.failed |= (choice < 0).long()
-    rows = torch.arange(len(choice), device=run.device)
-    run.xt = run.state["particles"][rows, choice.clamp(min=0)]
 
 
-def _draw(run: Run, step: Step, xt: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Tokens and log q [R, P] at the step's draws, of each particle's own laws."""
+def chosen(particles: Tensor, log_weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """One of particles [n, P, L] by its weight, [n, L], and which, -1 for bad weights."""
+    choice, _, _ = ops.resample(log_weights.float(), keys)
+    rows = torch.arange(len(choice), device=choice.device)
+    return particles[rows, choice.clamp(min=0)], choice
+
+
+def _draw(
+    run: Run, step: Step, xt: Tensor, count: int, forced: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Tokens and log q [R, P] at the step's draws, of each particle's own laws.
+
+    forced: [R], tokens that particle 0 takes, -1 for none.
+    """
     sigmas, rows = (x.repeat_interleave(count) for x in (step.sigmas, step.rows))
     values = run.evaluate(xt, sigmas, rows)
     length = run.xt.shape[1]
@@ -123,9 +140,13 @@ def _draw(run: Run, step: Step, xt: Tensor, count: int) -> tuple[Tensor, Tensor]
     places = (step.draws // length)[:, None] * count + particle
     places = places * length + (step.draws % length)[:, None]
     keys = ops.stream_keys(step.draw_keys[:, None], particle)
-    tokens, log_q = run.sample(
-        values.flatten(0, 1)[places.flatten()], keys.flatten(), step, 1, repeats=count
-    )
+    values = values.flatten(0, 1)[places.flatten()]
+    tokens, log_q = run.sample(values, keys.flatten(), step, 1, repeats=count)
+    if forced is not None:
+        own = run.token_log_probs(values.view(*places.shape, -1)[:, 0], forced.clamp(min=0))
+        tokens, log_q = tokens.view(places.shape), log_q.view(places.shape)
+        tokens[:, 0] = torch.where(forced >= 0, forced, tokens[:, 0])
+        log_q[:, 0] = torch.where(forced >= 0, own, log_q[:, 0])
     failed = (tokens < 0).view(-1, count).any(dim=1).long()
     run.failed.index_put_((step.rows[step.draws // length],), failed, accumulate=True)
     return tokens.view(-1, count).clamp(min=0), log_q.view(-1, count)
@@ -140,7 +161,8 @@ def _log_w(run: Run, step: Step, x0: Tensor, xt: Tensor, log_q: Tensor, past: Te
         log_q.float().view(-1, 1),
         step,
         times=step.times.repeat_interleave(count),
-        masked=np.repeat(step.masked, count, axis=0),
+        # What was free at the start counts, all of which a particle's weight is about.
+        masked=np.repeat(run.free[step.rows_on_host[: len(x0)]], count, axis=0),
     ).double()
     energy = energy.view(-1, count)
     if run.residual:
@@ -148,8 +170,13 @@ def _log_w(run: Run, step: Step, x0: Tensor, xt: Tensor, log_q: Tensor, past: Te
     return -energy / run.config.energy_temperature
 
 
-def _resampled(run: Run, step: Step, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Systematic resampling: who takes each place [E, P], log of the mean weight and ESS [E]."""
+def _resampled(
+    run: Run, step: Step, log_weights: Tensor, held: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Who takes each place [E, P], log of the mean weight and ESS [E].
+
+    Systematic resampling; where `held` [E] particle 0 stays, and the others are drawn one by one.
+    """
     count = log_weights.shape[1]
     top = log_weights.amax(dim=1, keepdim=True)
     bad = ~top[:, 0].isfinite() | log_weights.isnan().any(dim=1)
@@ -158,7 +185,13 @@ def _resampled(run: Run, step: Step, log_weights: Tensor) -> tuple[Tensor, Tenso
     total = weights.sum(dim=1)
     ess = total.square() / weights.square().sum(dim=1)
     u = uniform(ops.stream_keys(step.choice_keys))[:, None]
-    comb = (torch.arange(count, device=run.device) + u) / count
+    particle = torch.arange(count, device=run.device)
+    comb = (particle + u) / count
+    if held is not None:
+        alone = uniform(ops.stream_keys(step.choice_keys[:, None], particle))
+        comb = torch.where(held[:, None], alone, comb)
     sums = weights.cumsum(dim=1)
     index = torch.searchsorted(sums, comb * sums[:, -1:], right=True).clamp(max=count - 1)
+    if held is not None:
+        index[:, 0] = torch.where(held, 0, index[:, 0])
     return index, top[:, 0] + (total / count).log(), ess
