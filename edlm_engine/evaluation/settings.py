@@ -15,6 +15,17 @@ from edlm_engine.engine import Engine
 from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.sampling.generation import Generation
 
+PLAIN = GenerationConfig()
+# Fields that say nothing where there is no energy.
+OF_THE_ENERGY = (
+    "window",
+    "energy_temperature",
+    "correction",
+    "shared_rests",
+    "ess_threshold",
+    "ess_target",
+)
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -72,12 +83,19 @@ def engine_settings(
     settings: dict[str, Setting] = {}
     for label, config in configs:
         engine = engines[label]
-        if engine.energy is None or config.num_candidates == 1 or config.energy_times is None:
+        if engine.energy is None or not uses_energy(config):
             label, engine = "none", replace_energy(engine)
-            config = replace(config, num_candidates=1, window=1.0, energy_temperature=1.0)
+            plain = {name: getattr(PLAIN, name) for name in OF_THE_ENERGY}
+            config = replace(config, **plain, num_candidates=1)
         setting = engine_setting(label, engine, config)
         settings.setdefault(setting.key, setting)
     return list(settings.values())
+
+
+def uses_energy(config: GenerationConfig) -> bool:
+    """Whether a sampler of this configuration would call its energy at all."""
+    alone = config.num_candidates == 1 and config.correction != "speculative"
+    return not alone and config.energy_times is not None
 
 
 def replace_energy(engine: Engine, energy: Any = None) -> Engine:
@@ -107,8 +125,7 @@ def engine_setting(label: str, engine: Engine, config: GenerationConfig) -> Sett
 
 def _changed(config: GenerationConfig) -> dict[str, Any]:
     """The fields of a configuration that are not at their defaults, and always its steps and K."""
-    plain = asdict(GenerationConfig())
-    values = asdict(config)
+    plain, values = asdict(PLAIN), asdict(config)
     always = ("steps", "num_candidates")
     names = [f.name for f in fields(config)]
     return {n: _plain(values[n]) for n in names if n in always or values[n] != plain[n]}
@@ -137,5 +154,5 @@ def _name(label: str, config: GenerationConfig, changed: dict[str, Any], with_en
     for name, value in changed.items():
         if name not in ("steps", "num_candidates", "window", "length"):
             shown[name] = value
-    parts = [f"{SHORT.get(name, name + ' ')}={value}" for name, value in shown.items()]
+    parts = [f"{SHORT.get(name, name)}={value}" for name, value in shown.items()]
     return " ".join([label if with_energy else "MDLM", *parts])

@@ -137,8 +137,13 @@ def test_settings_that_are_the_same_are_one(engines):
     settings = engine_settings(engines, [(label, c) for label in engines for c in wide])
     assert [s.name for s in settings] == ["MDLM N=2", "ar N=2 K=2 w=0.5"]
     assert settings[0].config is not None and settings[1].config is None
+    local = replace(CORRECTED, correction="local")
+    names = [s.name for s in engine_settings(engines, [("ar", local)])]
+    assert names == ["ar N=2 K=4 w=1.0 correction=local"]
+    idle = replace(CORRECTED, num_candidates=1, correction="smc", energy_temperature=2.0)
+    assert engine_settings(engines, [("ar", idle)])[0].key == settings[0].key
     hot = engine_settings(engines, [("none", replace(PLAIN, temperature=0.5, top_k=3))])[0]
-    assert hot.name == "MDLM N=2 T=0.5 top_k =3" and hot.key.startswith("MDLM-N=2-T=0.5")
+    assert hot.name == "MDLM N=2 T=0.5 top_k=3" and hot.key.startswith("MDLM-N=2-T=0.5")
     assert hot.key != settings[0].key
 
 
