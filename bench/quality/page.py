@@ -27,7 +27,8 @@ class Page:
     """What the page is made of.
 
     summaries: by the key of a setting; `judged` in each holds the judge's figure of every text.
-    text: the judge on held-out text. facts: the models, the judge, the machine, in words.
+    text: the judge on held-out text. facts: the models, the judge, the machine, in words. on: the
+    models in a word or two.
     """
 
     plan: Plan
@@ -35,6 +36,7 @@ class Page:
     energies: sections.Records
     text: Mapping[str, float] | None
     facts: Mapping[str, str]
+    on: str
     whole: bool
 
     def write(self, folder: Path) -> Path:
@@ -42,13 +44,14 @@ class Page:
         folder.mkdir(parents=True, exist_ok=True)
         parts = [self._head()]
         if len(shown := self._of([self.plan.joint, *self.plan.steps])) > 1:
-            parts.append(sections.over_steps(shown, folder))
+            parts.append(sections.over_steps(shown, folder, self.on))
         if len(shown := self._of(self.plan.grid)) > 1:
-            parts.append(sections.candidates_by_windows(shown, folder))
+            parts.append(sections.candidates_by_windows(shown, folder, self.on))
         if any(self.energies.values()):
-            parts.append(sections.energies_over_time(self.energies, folder))
+            parts.append(sections.energies_over_time(self.energies, folder, self.on))
+        noise = self._of(self.plan.noise)
         if len(shown := self._of(self.plan.faults)) > 1:
-            parts.append(sections.released_faults(shown, self._of(self.plan.noise), folder))
+            parts.append(sections.released_faults(shown, noise, folder, self.on))
         page = folder / "README.md"
         temporary = page.with_suffix(".tmp")
         temporary.write_text("\n\n".join([*filter(None, parts), _published()]) + "\n")

@@ -78,6 +78,7 @@ def run(
         energies=records,
         text=None if text is None else _judged_text(ar, judge, text[: asked.num], asked),
         facts=facts,
+        on=f"pair {pair!r}",
         whole=whole,
     )
     return page.write(asked.out)

@@ -1,4 +1,7 @@
-"""The sections of the page: a plot or two and a table each, and what they show."""
+"""The sections of the page: a plot or two and a table each, and what they show.
+
+`on` names the models in every plot, which may be seen without its page.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from edlm_engine.evaluation.plots import Point, draw
 Records = dict[str, list[dict[str, float]]]
 
 
-def over_steps(shown: Sequence[Summary], folder: Path) -> str:
+def over_steps(shown: Sequence[Summary], folder: Path, on: str) -> str:
     for name, x, label in (
         ("steps_cost.png", cost, "evaluations of a model per sequence"),
         ("steps_entropy.png", entropy, "token entropy, nats"),
@@ -22,7 +25,7 @@ def over_steps(shown: Sequence[Summary], folder: Path) -> str:
         lines: dict[str, list[Point]] = {}
         for summary in shown:
             lines.setdefault(_family(summary), []).append((x(summary), *judged(summary)))
-        draw(lines, folder / name, label, JUDGE, title="Quality over steps", log=x is cost)
+        draw(lines, folder / name, label, JUDGE, title=f"Quality over steps, {on}", log=x is cost)
     return f"""## Quality, entropy and cost over steps
 
 MDLM is the denoiser alone, EDLM with 4 candidates at every step; "AR, left to right" is the AR
@@ -46,7 +49,7 @@ def _family(summary: Summary) -> str:
     return f"EDLM-{facts['energy']}"
 
 
-def candidates_by_windows(shown: Sequence[Summary], folder: Path) -> str:
+def candidates_by_windows(shown: Sequence[Summary], folder: Path, on: str) -> str:
     cells = {(s["facts"]["num_candidates"], s["facts"].get("window", 1.0)): s for s in shown}
     alone = next((s for (k, _), s in cells.items() if k == 1), None)
     if alone is None:
@@ -64,7 +67,7 @@ def candidates_by_windows(shown: Sequence[Summary], folder: Path) -> str:
     for w in WINDOWS[1:]:
         there = [(k, s) for k in CANDIDATES if (s := at(k, w))]
         lines[f"window {w}"] = [(float(k), *judged(s)) for k, s in there]
-    title = f"{GRID_STEPS} steps, EDLM-AR"
+    title = f"Candidates by windows, EDLM-AR, {GRID_STEPS} steps, {on}"
     draw(lines, folder / "grid.png", "candidates K", JUDGE, title=title, log=True)
     header = ["K", *(f"window {w}" for w in WINDOWS)]
     return f"""## Candidates by windows
@@ -77,7 +80,7 @@ nats. K = 1 or a window of 0 is the denoiser alone: one setting, shown in every 
 {table(header, [[str(k), *(cell(at(k, w)) for w in WINDOWS)] for k in CANDIDATES])}"""
 
 
-def energies_over_time(records: Records, folder: Path) -> str:
+def energies_over_time(records: Records, folder: Path, on: str) -> str:
     gap: dict[str, list[Point]] = {}
     ess: dict[str, list[Point]] = {}
     for label, own in records.items():
@@ -86,8 +89,8 @@ def energies_over_time(records: Records, folder: Path) -> str:
         for k in (4, 16):
             ess[f"{label}: {k} candidates"] = over_time(own, f"ess_{k}")
     share = "share t of positions masked"
-    draw(gap, folder / "energies.png", share, "energy, nats", title="Energies over time")
-    draw(ess, folder / "ess.png", share, "effective sample size", title="ESS over time")
+    draw(gap, folder / "energies.png", share, "energy, nats", title=f"Energies over time, {on}")
+    draw(ess, folder / "ess.png", share, "effective sample size", title=f"ESS over time, {on}")
     digits = {"text": 1, "candidates": 1, "spread": 1, "ess_4": 2, "ess_16": 2}
     header = ["energy", "t", "E of text", "E of candidates", "spread", "ESS of 4", "ESS of 16"]
     rows = []
@@ -111,12 +114,14 @@ line of the table.
 {table(header, rows)}"""
 
 
-def released_faults(shown: Sequence[Summary], noise: Sequence[Summary], folder: Path) -> str:
+def released_faults(
+    shown: Sequence[Summary], noise: Sequence[Summary], folder: Path, on: str
+) -> str:
     points: dict[str, list[Point]] = {}
     for steps, some in ((FAULT_STEPS, shown), (NOISE_STEPS, noise)):
         for summary in some:
             points[f"{steps} steps: {summary['name']}"] = [(entropy(summary), *judged(summary))]
-    title = "Faults of the released code, one at a time"
+    title = f"Faults of the released code, one at a time, {on}"
     draw(points, folder / "faults.png", "token entropy, nats", JUDGE, title=title)
     tables = [rows_of(some, base=some[0], against="control") for some in (shown, noise) if some]
     both = "\n\n".join(tables)

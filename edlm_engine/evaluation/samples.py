@@ -86,8 +86,12 @@ def evaluate_samples(
     if mauve and judge is not None:
         if mauve_reference is None and joint is None:
             raise ValueError("mauve_reference must be given where joint_draws is 0")
-        reference = mauve_reference or _texts(out, settings[0])
-        for setting, summary in zip(settings, summaries, strict=False):
+        reference, by_key = (
+            mauve_reference or _texts(out, settings[0]),
+            {s.key: s for s in settings},
+        )
+        for summary in summaries:
+            setting = by_key[summary["key"]]
             if setting is not joint or mauve_reference is not None:
                 summary["mauve"] = mauve_score(judge, _texts(out, setting), reference)
     write_json(Path(out) / REPORT, {"whole": whole, "settings": summaries})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,10 +92,10 @@ def _mean(values: list[float | None]) -> dict[str, float] | None:
     return {"mean": there.mean().item(), "stderr": standard_error(there), "n": len(there)}
 
 
-def _seconds(units: list[dict]) -> dict[str, float]:
+def _seconds(units: list[dict]) -> dict[str, float | None]:
     """Per sequence, over the units, whatever ran beside them."""
     rates = torch.tensor([unit["seconds"] / len(unit["sequences"]) for unit in units])
-    error = standard_error(rates) if len(rates) > 1 else math.nan
+    error = standard_error(rates) if len(rates) > 1 else None
     return {"mean": rates.mean().item(), "stderr": error, "least": rates.min().item()}
 
 
