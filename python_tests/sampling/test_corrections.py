@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from enumeration import TinyDenoiser, ancestral, completions, p_value, reveal
+from graph_models import LENGTH as GRAPH_LENGTH
+from graph_models import denoiser as graph_denoiser
+from graph_models import scorer
 from tiny_models import HeadDenoiser, TableAR, table_denoiser
 
 from edlm_engine import ARResidualEnergy, Engine, GenerationConfig, LogLinearSchedule, reference
@@ -285,6 +288,31 @@ def test_speculative_keeps_what_the_model_cannot_score():
     assert p_value(drawn[:, :1], truth) > ACCEPT
     kept = drawn[drawn[:, 0] == 0]
     assert p_value(kept, coar_law(ar, (0, MASK, MASK), (1, 2))) > ACCEPT
+
+
+@pytest.mark.parametrize("options", [{"steps": 1, "order": "leftmost"}, {"steps": 3}])
+def test_speculative_with_a_cache_is_the_same(monkeypatch, options):
+    """The AR model's cache saves what it has read before, and changes no token."""
+    torch.manual_seed(0)
+    ar = scorer()
+    engine = Engine(graph_denoiser(), ARResidualEnergy(ar), schedule=SCHEDULE)
+    config = GenerationConfig(correction="speculative", batch_invariant=True, **options)
+    canvas = torch.full((4, GRAPH_LENGTH), engine.denoiser.mask_id)
+    canvas[1, 3:9], canvas[2, 0], canvas[3, -1] = 2, 3, 4
+    steps = []
+    hidden_step = type(ar).hidden_step
+
+    def counted(self, tokens, cache, start, count):
+        steps.append(count)
+        return hidden_step(self, tokens, cache, start, count)
+
+    monkeypatch.setattr(type(ar), "hidden_step", counted)
+    cached = engine.generate(4, config=config, seed=range(4), canvas=canvas)
+    assert steps and max(steps) < GRAPH_LENGTH
+    monkeypatch.delattr(type(ar), "start_cache")
+    whole = engine.generate(4, config=config, seed=range(4), canvas=canvas)
+    assert torch.equal(cached.sequences, whole.sequences)
+    assert (cached.energy_evaluations >= whole.energy_evaluations).all()
 
 
 def test_speculative_needs_an_ar_model():

@@ -18,7 +18,7 @@ no weights: `ess` and `log_z` are NaN. `energy_evaluations` are the calls of the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edlm_engine.sampling.run import Run
 
 PARTICLES = False
+LOOKAHEAD = 8  # drafts that a call with a cache tries
 
 
 def advance(run: Run, step: Step, values: Tensor | None) -> None:
@@ -55,6 +56,8 @@ def advance(run: Run, step: Step, values: Tensor | None) -> None:
     revealed.view(-1)[step.reveals] = True
     last = torch.where(revealed, torch.arange(length, device=run.device), -1).amax(dim=1)
     drafts = _drafts(run, step, text, log_q[:first, 0], last)
+    if hasattr(run.ar, "start_cache"):
+        drafts.cache = run.ar.start_cache(scored, length)
     while _call(run, step, values, text, drafts):
         pass
     rows = step.rows[:scored]
@@ -85,6 +88,8 @@ class _Drafts:
     log_q: Tensor
     keys: Tensor
     log_u: Tensor  # of the decision on each
+    begin: Tensor  # [E]: the first row of the AR model's that is not as the text is now
+    cache: Any = None  # of the AR model; without one it reads the whole text at each call
 
 
 def _drafts(run: Run, step: Step, text: Tensor, log_q: Tensor, last: Tensor) -> _Drafts:
@@ -98,37 +103,58 @@ def _drafts(run: Run, step: Step, text: Tensor, log_q: Tensor, last: Tensor) -> 
     left &= (position <= last[:, None]) & (position >= model.first_position)
     keys = _dense(text, draws, ops.stream_keys(step.draw_keys[:first], ACCEPT), 0)
     log_u = uniform(random_bits(keys, 0, DECIDE, RESIDUAL_TAG)).log()  # as residual_draw decides
-    return _Drafts(left, _dense(text, draws, log_q, 0.0), keys, log_u)
+    begin = torch.full((len(text),), model.first_position, device=text.device)
+    return _Drafts(left, _dense(text, draws, log_q, 0.0), keys, log_u, begin)
 
 
 def _call(run: Run, step: Step, values: Tensor, text: Tensor, drafts: _Drafts) -> bool:
     """One call of the AR model for all sequences that are not settled; False if there are none."""
-    device, law, model = text.device, _law(run), run.ar
-    on_host = drafts.left.cpu().numpy()  # the wait of this call
-    open_rows = np.flatnonzero(on_host.any(axis=1))
+    device, law, length = text.device, _law(run), text.shape[1]
+    state = torch.cat([drafts.left.long(), drafts.begin[:, None]], dim=1)
+    on_host = state.cpu().numpy()  # the wait of this call
+    left, begin = on_host[:, :-1] > 0, on_host[:, -1]
+    open_rows = np.flatnonzero(left.any(axis=1))
     if len(open_rows) == 0:
         return False
     run.evaluations[step.rows_on_host[open_rows]] += 1
-    rows, places, mine = upload(
+    if drafts.cache is None:
+        begin, count = np.zeros_like(begin), length
+    else:
+        # Some drafts beyond the next: more are seldom accepted in a row.
+        ahead = np.where(left.any(axis=1), left.argmax(axis=1) - begin, 0).max() + LOOKAHEAD
+        count = int(min(ahead, length - begin.min()))
+    position = np.arange(length)
+    tried = left & (position >= begin[:, None]) & (position < (begin + count)[:, None])
+    rows, places, begin_, tried_ = upload(
         device,
         torch.from_numpy(open_rows),
-        torch.from_numpy(np.flatnonzero(on_host)),
-        torch.from_numpy(np.flatnonzero(on_host[open_rows])),
+        torch.from_numpy(np.flatnonzero(tried)),
+        torch.from_numpy(begin),
+        torch.from_numpy(tried.astype(np.int64).ravel()),
     )
-    hidden = call_model(model, "hidden", text[rows])
+    if drafts.cache is None:
+        hidden = call_model(run.ar, "hidden", text[rows])
+        own = np.zeros(len(text), dtype=np.int64)
+        own[open_rows] = np.arange(len(open_rows))
+    else:
+        hidden = run.ar.hidden_step(text, drafts.cache, begin_, count)
+        own = np.arange(len(text))
+    (own_,) = upload(device, torch.from_numpy(own))
+    owner, at = places // length, places % length
     log_p = ops.head_token_log_probs(
-        hidden.flatten(0, 1)[mine],
+        hidden[own_[owner], at - begin_[owner]],
         law.weight,
         text.reshape(-1)[places],
         bias=law.bias,
         forbidden_id=law.forbidden_id,
     )
     ratio = _dense(text, places, log_p.double(), 0.0) - drafts.log_q
-    refused = drafts.left & ~(drafts.log_u < ratio)
-    length = text.shape[1]
+    refused = tried_.view(text.shape).bool() & ~(drafts.log_u < ratio)
     cut = torch.where(refused.any(dim=1), refused.long().argmax(dim=1), length)
-    _redraw(run, law, hidden, values, text, drafts.keys, rows, cut)
-    drafts.left &= torch.arange(length, device=device) > cut[:, None]
+    at = (cut[rows] - begin_[rows]).clamp(max=count - 1)
+    _redraw(run, law, hidden[own_[rows], at], values, text, drafts.keys, rows, cut[rows])
+    drafts.begin = torch.minimum(cut + 1, begin_ + count).clamp(max=length)
+    drafts.left &= torch.arange(length, device=device) >= drafts.begin[:, None]
     failed = (text[rows] < 0).any(dim=1)
     run.failed.index_put_((step.rows[rows],), failed.long(), accumulate=True)
     text.clamp_(min=0)
@@ -163,12 +189,11 @@ def _redraw(
     rows: Tensor,
     cut: Tensor,
 ) -> None:
-    """Draw text[rows, cut[rows]] again where a draft was refused (cut < L)."""
-    length, cut = text.shape[1], cut[rows]
+    """Draw text[rows, cut] again where a draft was refused (cut < L), hidden [n, D] being there."""
+    length = text.shape[1]
     at = cut.clamp(max=length - 1)
-    own = torch.arange(len(rows), device=text.device)
     token, _, _ = ops.residual_draw(
-        torch.nn.functional.linear(hidden[own, at], law.weight, law.bias).float(),
+        torch.nn.functional.linear(hidden, law.weight, law.bias).float(),
         run.logits(values[rows, at]).float(),
         text[rows, at],
         keys[rows, at],
