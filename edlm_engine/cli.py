@@ -199,6 +199,11 @@ def _bench(args: argparse.Namespace) -> None:
     root = Path(__file__).resolve().parents[1]
     if not (root / "bench" / "report").is_dir():
         raise FileNotFoundError(f"no benchmark suites in {root}: run this from a checkout")
+    if args.form == "samplers":
+        sys.path.insert(0, str(root))
+        from bench.samplers.__main__ import main as compare_samplers
+
+        return compare_samplers(args)
     from edlm_engine.execution.devices import require_device
 
     require_device(args.device)

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from edlm_engine.evaluation.options import SWEPT, add_evaluate
+from edlm_engine.evaluation.options import SWEPT, Forms, add_evaluate
 from edlm_engine.training.config import AdaptConfig, EnergyTrainConfig, RunConfig, TrainConfig
 from edlm_engine.version import __version__
 
@@ -116,6 +116,9 @@ def command_line() -> argparse.ArgumentParser:
     )
     bench.add_argument("-k", dest="expression", help="pytest's -k: only some of the suites")
     bench.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    forms = bench.add_subparsers(dest="form", action=Forms, metavar="{samplers}")
+    about = "samplers compared over one fixed denoiser: how far from the exact law, at what cost"
+    add_samplers(forms.add_parser("samplers", help=about, description=about))
 
     convert = commands.add_parser("convert", help="write a checkpoint in this project's layout")
     convert.add_argument("source", help="folder, file or hub id of a model")
@@ -132,6 +135,34 @@ def command_line() -> argparse.ArgumentParser:
     _add_source_options(info)
     info.add_argument("--json", action="store_true", help="one JSON object")
     return parser
+
+
+def add_samplers(parser: argparse.ArgumentParser) -> None:
+    """The options of `edlm bench samplers`."""
+    parts = ("oracle", "pair")
+    parser.add_argument(
+        "--only", nargs="+", choices=parts, default=parts, help="models without error, a real pair"
+    )
+    parser.add_argument(
+        "--sampler",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="another sampler to compare, (denoiser, energy, canvas, seeds) -> tokens; repeatable",
+    )
+    parser.add_argument("--model", help="the pair: as of edlm generate, with its AR energy")
+    parser.add_argument("--data", nargs="+", help="held-out text files, to put gaps into")
+    parser.add_argument("--num", type=int, default=64, help="texts of the pair, each sampler (64)")
+    parser.add_argument("--chunk", type=int, default=4, help="of these in a unit of work (4)")
+    parser.add_argument("--steps", type=int, default=24, help="of the pair's samplers (24)")
+    parser.add_argument(
+        "--candidates", nargs="+", type=int, default=[2, 4, 8], help="K of the pair's (2 4 8)"
+    )
+    parser.add_argument("--judge", help='as of edlm evaluate samples, or "none"')
+    parser.add_argument("--minutes", type=float, help="begin no unit of work after so long")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--units", type=Path, help="of work, to go on from (build/samplers)")
+    parser.add_argument("--out", type=Path, help="where the page goes (bench/results/samplers)")
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:

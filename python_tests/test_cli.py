@@ -324,6 +324,16 @@ def test_bench_writes_a_report(capsys, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the device is there")
+def test_bench_samplers_wants_samplers_that_are_there(capsys, tmp_path):
+    folder = str(tmp_path / "units")
+    wanted = ["--only", "oracle", "--sampler", "nowhere:sample", "--units", folder]
+    status, _, err = run(capsys, "bench", "samplers", *wanted, "--out", str(tmp_path / "page"))
+    assert status == 2 and "--sampler must be module:function, got nowhere:sample" in err
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--report", str(tmp_path), "samplers"])
+    assert "--report must come after samplers" in capsys.readouterr().err
+
+
 def test_bench_on_a_missing_device(capsys, tmp_path):
     status, _, err = run(capsys, "bench", "--device", "cuda", "--report", str(tmp_path / "no"))
     assert status == 2 and "device must be one that torch sees, got cuda" in err

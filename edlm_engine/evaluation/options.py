@@ -20,7 +20,7 @@ SWEPT = (
 Add = Callable[..., None]
 
 
-class _Forms(argparse._SubParsersAction):
+class Forms(argparse._SubParsersAction):
     """Sub-commands of a command that is one itself: its own options before them would be lost."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
@@ -51,7 +51,7 @@ def add_evaluate(commands: Any, add_engine_options: Add, add_sampling_options: A
         "folder of transformers or a GGUF file",
     )
     _add_output_options(evaluate)
-    forms = evaluate.add_subparsers(dest="form", action=_Forms, metavar="{likelihood,samples}")
+    forms = evaluate.add_subparsers(dest="form", action=Forms, metavar="{likelihood,samples}")
 
     about = "bounds on -log p of held-out text: the denoiser's, the sampler's, the paper's estimate"
     likelihood = forms.add_parser("likelihood", help=about, description=about)
