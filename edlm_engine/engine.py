@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from numbers import Integral
@@ -25,11 +26,11 @@ from edlm_engine.execution.dtype import as_dtype
 from edlm_engine.execution.graphs import ModelGraphs
 from edlm_engine.execution.threads import one_thread
 from edlm_engine.models.denoiser import Denoiser, device_of
-from edlm_engine.sampling.canvas import Chat, Tokens, sequence_seeds
+from edlm_engine.sampling.canvas import Chat, Tokens, drawn_seeds, sequence_seeds
 from edlm_engine.sampling.cohort import Cohort
 from edlm_engine.sampling.config import GenerationConfig, as_config
 from edlm_engine.sampling.generation import Generation
-from edlm_engine.sampling.request import first_xt, length_of, require_room
+from edlm_engine.sampling.request import Request, as_request, first_xt
 from edlm_engine.sampling.schedule import LogLinearSchedule
 from edlm_engine.sampling.session import Session
 
@@ -182,6 +183,7 @@ class Engine:
         *,
         config: GenerationConfig | Mapping[str, Any] | None = None,
         seed: int | Sequence[int] | Tensor = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         prompt: Tokens | Chat | Sequence[Chat] | None = None,
         suffix: Tokens | None = None,
         canvas: Tensor | None = None,
@@ -194,6 +196,8 @@ class Engine:
         seed: an int (sequence b gets its own stream of it) or one int per sequence: such a sequence
             is the same alone, in any batch and with any number of threads, as far as the models'
             own arithmetic is (see `GenerationConfig.batch_invariant`).
+        generator: instead of a seed, a torch.Generator or one per sequence, from which the seeds
+            are drawn: one of 64 bits for each sequence. Generators advance.
         prompt, suffix: known tokens at the start and the end: text, token ids, or one of these per
             sequence (lengths may differ). They never change and count in no `log_q`. A prompt may
             also be a chat, a list of messages {"role": ..., "content": ...}, or one chat per
@@ -216,11 +220,15 @@ class Engine:
             raise TypeError(f"batch_size must be of type int, got {batch_size!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        length = length_of(self, config)
-        require_room(self, batch_size, length, config)
-        xt = first_xt(self, batch_size, length, prompt, suffix, canvas)
+        xt = first_xt(self, batch_size, config, prompt, suffix, canvas)
+        if generator is None:
+            seeds = sequence_seeds(seed, batch_size)
+        elif isinstance(seed, Integral) and seed == 0:
+            seeds = drawn_seeds(generator, batch_size)
+        else:
+            raise ValueError("generator must be given without a seed, got both")
         session = Session(self)
-        session.start(config, xt, sequence_seeds(seed, batch_size))
+        session.start(config, xt, seeds)
         # The result waits for the device: only then may another thread, or stream, use the graphs.
         with session.turn(), one_thread() if config.batch_invariant else nullcontext():
             cohort = session.only_cohort()
@@ -230,6 +238,37 @@ class Engine:
                     if callback and callback(iteration, iterations, cohort.run.xt) is False:
                         break
             return cohort.run.result(self.tokenizer)
+
+    def generate_each(
+        self,
+        requests: Iterable[Request | Mapping[str, Any]],
+        *,
+        batch_size: int | None = None,
+    ) -> list[Generation]:
+        """A generation of one sequence for each request, in their order.
+
+        Each has its own length, configuration, seed and known tokens, and is what `generate` gives
+        alone; those of one length share model calls (see `Session`).
+
+        batch_size: how many run at a time, the next beginning as one ends; None is all of them.
+
+        Raises what `generate` raises for the first request that does not fit, or fails.
+        """
+        session = Session(self, max_sequences=batch_size)
+        waiting = deque(as_request(request) for request in requests)
+        for request in waiting:
+            as_config(request.config)
+        generations: dict[int, Generation] = {}
+        while waiting or len(session):
+            while waiting and (batch_size is None or len(session) < batch_size):
+                session.add(waiting.popleft())
+            session.step()
+            for done in session.finished():
+                if done.error is not None:
+                    raise done.error
+                assert done.generation is not None
+                generations[done.handle] = done.generation
+        return [generations[handle] for handle in sorted(generations)]
 
     def session(
         self, *, max_sequences: int | None = None, max_tokens: int | None = None

@@ -1,6 +1,7 @@
 """From prompt, suffix, canvas and seed to the first xt and one seed per sequence."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Number
 from typing import Any
 
@@ -28,6 +29,27 @@ def sequence_seeds(seed: int | Sequence[int] | Tensor, batch_size: int) -> Tenso
     if len(seeds) != batch_size:
         raise ValueError(f"seed must hold {batch_size} values, one per sequence, got {len(seeds)}")
     return ops.stream_keys(seeds)
+
+
+def drawn_seeds(generator: torch.Generator | Sequence[torch.Generator], batch_size: int) -> Tensor:
+    """Seeds [B] int64: B draws of one generator, or one draw of each of B; they advance."""
+    if isinstance(generator, torch.Generator):
+        return ops.stream_keys(_words(generator, batch_size))
+    each = list(generator) if isinstance(generator, Sequence) else []
+    if not each or not all(isinstance(own, torch.Generator) for own in each):
+        raise TypeError(
+            f"generator must be a torch.Generator or one per sequence, got {_shown(generator)}"
+        )
+    if len(each) != batch_size:
+        raise ValueError(
+            f"generator must hold {batch_size} generators, one per sequence, got {len(each)}"
+        )
+    return ops.stream_keys(torch.cat([_words(own, 1) for own in each]))
+
+
+def _words(generator: torch.Generator, count: int) -> Tensor:
+    range_ = -(2**63), 2**63 - 1
+    return torch.randint(*range_, (count,), generator=generator, device=generator.device).cpu()
 
 
 def _integers(name: str, values: Any) -> Tensor | None:
@@ -70,50 +92,73 @@ def check_canvas(canvas: Tensor, batch_size: int, length: int, vocab_size: int) 
     return canvas.clone()
 
 
-def compose_canvas(
+@dataclass(frozen=True)
+class Known:
+    """The known tokens at both ends of B sequences: in a row, or one row that serves them all."""
+
+    head: Tensor  # of all prompts
+    head_sizes: Tensor  # [B] or [1]
+    tail: Tensor  # of all suffixes
+    tail_sizes: Tensor  # [B] or [1]
+
+    @property
+    def most(self) -> int:
+        """The most known tokens of any sequence."""
+        return int((self.head_sizes + self.tail_sizes).max())
+
+    def canvas(self, batch_size: int, length: int, mask_id: int) -> Tensor:
+        """[B, L] int64: each sequence's prompt, then masks, then its suffix."""
+        too_long = (self.head_sizes + self.tail_sizes > length).nonzero().flatten()
+        if len(too_long):
+            b = int(too_long[0])
+            head, tail = (
+                int(sizes.expand(batch_size)[b]) for sizes in (self.head_sizes, self.tail_sizes)
+            )
+            raise ValueError(
+                f"prompt and suffix must fit the length {length}, "
+                f"got {head} + {tail} tokens in sequence {b}"
+            )
+        canvas = torch.full((batch_size, length), mask_id, dtype=torch.int64)
+        position = torch.arange(length)
+        for known, sizes, places in (
+            (self.head, self.head_sizes, position < self.head_sizes[:, None]),
+            (self.tail, self.tail_sizes, position >= length - self.tail_sizes[:, None]),
+        ):
+            if len(known):
+                served = batch_size // len(sizes)
+                canvas[places.expand(batch_size, -1)] = known.repeat(served)
+        return canvas
+
+
+def known_tokens(
     prompt: Tokens | Chat | Sequence[Chat] | None,
     suffix: Tokens | None,
     batch_size: int,
-    length: int,
     *,
     mask_id: int,
     vocab_size: int,
     tokenizer=None,
-) -> Tensor:
-    """[B, L] int64: each sequence's prompt, then masks, then its suffix."""
-    head, head_sizes = _known_tokens("prompt", prompt, batch_size, tokenizer)
-    tail, tail_sizes = _known_tokens("suffix", suffix, batch_size, tokenizer)
-    too_long = (head_sizes + tail_sizes > length).nonzero().flatten()
-    if len(too_long):
-        b = int(too_long[0])
-        raise ValueError(
-            f"prompt and suffix must fit the length {length}, "
-            f"got {int(head_sizes[b])} + {int(tail_sizes[b])} tokens in sequence {b}"
-        )
-    for name, known in (("prompt", head), ("suffix", tail)):
-        _check_range(name, known, vocab_size)
-        if (known == mask_id).any():
+) -> Known:
+    """What is known of each sequence, as tokens."""
+    ends = []
+    for name, given in (("prompt", prompt), ("suffix", suffix)):
+        tokens, sizes = _tokens(name, given, batch_size, tokenizer)
+        _check_range(name, tokens, vocab_size)
+        if (tokens == mask_id).any():
             raise ValueError(f"{name} must not hold the mask token {mask_id}; use canvas")
-    canvas = torch.full((batch_size, length), mask_id, dtype=torch.int64)
-    position = torch.arange(length)
-    for known, places in (
-        (head, position < head_sizes[:, None]),
-        (tail, position >= length - tail_sizes[:, None]),
-    ):
-        if len(known):
-            canvas[places] = known
-    return canvas
+        ends += [tokens, sizes]
+    return Known(*ends)
 
 
-def _known_tokens(
+def _tokens(
     name: str, tokens: Tokens | Chat | Sequence[Chat] | None, batch_size: int, tokenizer
 ) -> tuple[Tensor, Tensor]:
-    """All sequences' tokens in a row, and how many each has [B]; one row given serves them all."""
+    """All sequences' tokens in a row, and how many each has [B]; or those of all, and [1]."""
     tokens = () if tokens is None else tokens
     whole = None if isinstance(tokens, str) else _integers(name, tokens)
     if isinstance(tokens, str) or _is_chat(tokens) or (whole is not None and whole.dim() == 1):
         row = _token_row(name, tokens, tokenizer)
-        return row.repeat(batch_size), torch.full((batch_size,), len(row))
+        return row, torch.tensor([len(row)])
     if whole is None and isinstance(tokens, Sequence) and not isinstance(tokens, TEXT):
         by_rows = not any(isinstance(row, Number) for row in tokens)
     else:

@@ -13,7 +13,7 @@ from edlm_engine.energies.protocol import Energy
 from edlm_engine.execution.graphs import ModelGraphs
 from edlm_engine.execution.memory import require_memory
 from edlm_engine.models.denoiser import Denoiser, device_of
-from edlm_engine.sampling.canvas import Chat, Tokens, check_canvas, compose_canvas
+from edlm_engine.sampling.canvas import Chat, Tokens, check_canvas, known_tokens
 from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.sampling.law import bias_of
 from edlm_engine.sampling.schedule import LogLinearSchedule
@@ -61,13 +61,49 @@ def as_request(request: Request | Mapping[str, Any]) -> Request:
     return Request(**request)
 
 
-def length_of(sampler: Sampler, config: GenerationConfig) -> int:
-    """L: as configured, or the denoiser's own; ValueError if the models do not go as far."""
+def first_xt(
+    sampler: Sampler,
+    batch_size: int,
+    config: GenerationConfig,
+    prompt: Tokens | Chat | Sequence[Chat] | None,
+    suffix: Tokens | None,
+    canvas: Tensor | None,
+) -> Tensor:
+    """[B, L] int64 on the CPU: what is known, and the mask elsewhere.
+
+    Raises ValueError for what the models cannot do, MemoryError for what the device cannot hold.
+    """
+    mask_id, vocab_size = sampler.denoiser.mask_id, sampler.denoiser.vocab_size
+    if canvas is not None:
+        if prompt is not None or suffix is not None:
+            raise ValueError("canvas must be given alone, got a prompt or suffix as well")
+        if config.new_tokens is not None:
+            raise ValueError(f"canvas has its length, got new_tokens {config.new_tokens} as well")
+        length = length_of(sampler, config, 0)
+        _require_room(sampler, batch_size, length, config)
+        return check_canvas(canvas, batch_size, length, vocab_size)
+    known = known_tokens(
+        prompt,
+        suffix,
+        batch_size,
+        mask_id=mask_id,
+        vocab_size=vocab_size,
+        tokenizer=sampler.tokenizer,
+    )
+    length = length_of(sampler, config, known.most)
+    _require_room(sampler, batch_size, length, config)
+    return known.canvas(batch_size, length, mask_id)
+
+
+def length_of(sampler: Sampler, config: GenerationConfig, known: int) -> int:
+    """L: as configured, of sequences with that many known tokens, or the denoiser's own; ValueError
+    if the models do not go as far."""
     denoiser, energy = sampler.denoiser, sampler.energy
-    if config.length is None and getattr(denoiser, "any_length", False):
+    wanted = config.length if config.new_tokens is None else known + config.new_tokens
+    if wanted is None and getattr(denoiser, "any_length", False):
         raise ValueError(
-            f"length must be given: this denoiser has none of its own, it takes up to "
-            f"{denoiser.length} tokens"
+            f"length or new_tokens must be given: this denoiser has no length of its own, it takes "
+            f"up to {denoiser.length} tokens"
         )
     if config.correction == "speculative" and not hasattr(energy, "model"):
         raise ValueError(
@@ -75,14 +111,15 @@ def length_of(sampler: Sampler, config: GenerationConfig) -> int:
             f"ARResidualEnergy has, got {type(energy).__name__}"
         )
     bias_of(config, denoiser.vocab_size, torch.device("cpu"))  # refuses what it cannot be
-    length = config.length or denoiser.length
+    length = wanted or denoiser.length
     longest = min(denoiser.length, getattr(energy, "length", denoiser.length))
     if length > longest:
-        raise ValueError(f"length must be <= {longest}, the models' own, got {length}")
+        of = "" if config.new_tokens is None else f", {known} known tokens and new_tokens"
+        raise ValueError(f"length must be <= {longest}, the models' own, got {length}{of}")
     return length
 
 
-def require_room(sampler: Sampler, batch_size: int, length: int, config: GenerationConfig) -> None:
+def _require_room(sampler: Sampler, batch_size: int, length: int, config: GenerationConfig) -> None:
     """MemoryError unless the least that the sequences hold at one time fits the device."""
     denoiser: Any = sampler.denoiser
     width, item = denoiser.vocab_size, 2  # logits, of 16 bits at least
@@ -96,21 +133,3 @@ def require_room(sampler: Sampler, batch_size: int, length: int, config: Generat
     needed = tokens + at_once * length * width * item + 16 * (config.steps or 0)
     what = f"batch_size {batch_size} at length {length} with steps {config.steps}"
     require_memory(what, needed, device_of(denoiser))
-
-
-def first_xt(sampler: Sampler, batch_size: int, length: int, prompt, suffix, canvas) -> Tensor:
-    """[B, L] int64 on the CPU: what is known, and the mask elsewhere."""
-    vocab_size = sampler.denoiser.vocab_size
-    if canvas is None:
-        return compose_canvas(
-            prompt,
-            suffix,
-            batch_size,
-            length,
-            mask_id=sampler.denoiser.mask_id,
-            vocab_size=vocab_size,
-            tokenizer=sampler.tokenizer,
-        )
-    if prompt is not None or suffix is not None:
-        raise ValueError("canvas must be given alone, got a prompt or suffix as well")
-    return check_canvas(canvas, batch_size, length, vocab_size)

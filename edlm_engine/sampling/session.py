@@ -20,14 +20,7 @@ from edlm_engine.sampling.canvas import sequence_seeds
 from edlm_engine.sampling.cohort import Cohort, Waiting
 from edlm_engine.sampling.config import GenerationConfig, as_config
 from edlm_engine.sampling.generation import Generation
-from edlm_engine.sampling.request import (
-    Request,
-    Sampler,
-    as_request,
-    first_xt,
-    length_of,
-    require_room,
-)
+from edlm_engine.sampling.request import Request, Sampler, as_request, first_xt
 from edlm_engine.sampling.run import evaluate
 
 
@@ -95,18 +88,16 @@ class Session:
         """
         request = as_request(request)
         config = as_config(request.config)
-        length = length_of(self.sampler, config)
-        self._require_budget(length)
-        xt = first_xt(self.sampler, 1, length, request.prompt, request.suffix, request.canvas)
+        xt = first_xt(self.sampler, 1, config, request.prompt, request.suffix, request.canvas)
+        self._require_budget(xt.shape[1])
         (handle,) = self.start(config, xt, sequence_seeds(request.seed, 1))
         return handle
 
     def start(self, config: GenerationConfig, xt: Tensor, seeds: Tensor) -> list[int]:
         """Add sequences of one configuration: first tokens [B, L], seeds [B]; their handles."""
-        batch_size, length = xt.shape
-        require_room(self.sampler, batch_size, length, config)
-        handles = [next(self._next_handle) for _ in range(batch_size)]
-        self._waiting.append(Waiting(replace(config, length=length), xt, seeds, handles))
+        handles = [next(self._next_handle) for _ in range(len(xt))]
+        config = replace(config, length=xt.shape[1], new_tokens=None)
+        self._waiting.append(Waiting(config, xt, seeds, handles))
         return handles
 
     def step(self) -> int:

@@ -8,7 +8,7 @@ from tiny_llama import tiny_tokenizer
 from transformers import EsmTokenizer, PreTrainedTokenizerFast
 
 from edlm_engine.checkpoints.hub_tokenizer import find_tokenizer
-from edlm_engine.sampling.canvas import compose_canvas
+from edlm_engine.sampling.canvas import known_tokens
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
@@ -112,7 +112,7 @@ def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
 def compose(folder, prompt=None, batch_size=2, suffix=None):
     tokenizer = None if folder is None else find_tokenizer(folder)
     ids = {"mask_id": 5, "vocab_size": 6, "tokenizer": tokenizer}
-    return compose_canvas(prompt, suffix, batch_size, 7, **ids).tolist()
+    return known_tokens(prompt, suffix, batch_size, **ids).canvas(batch_size, 7, 5).tolist()
 
 
 @pytest.mark.parametrize("where", ["file", "config", "by name"])
@@ -133,7 +133,7 @@ def test_chats_are_rendered_by_the_template_of_the_folder(tmp_path, where):
     assert compose(tmp_path, [CHAT[:1], CHAT]) == rows
     assert compose(tmp_path, [CHAT[:1], "a"]) == [rows[0], [2, 5, 5, 5, 5, 5, 5]]
     # A tokenizer of transformers has the same method.
-    canvas = compose_canvas(CHAT, None, 1, 7, mask_id=5, vocab_size=6, tokenizer=theirs)
+    canvas = known_tokens(CHAT, None, 1, mask_id=5, vocab_size=6, tokenizer=theirs).canvas(1, 7, 5)
     assert canvas.tolist() == [[*wanted, 5, 5]]
 
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from edlm_engine import ops
-from edlm_engine.sampling.canvas import compose_canvas, sequence_seeds
+from edlm_engine.sampling.canvas import known_tokens, sequence_seeds
 
 MASK = 9
 
 
 def compose(prompt=None, suffix=None, batch_size=2, length=5, **options):
     options = {"mask_id": MASK, "vocab_size": 10, **options}
-    return compose_canvas(prompt, suffix, batch_size, length, **options)
+    known = known_tokens(prompt, suffix, batch_size, **options)
+    return known.canvas(batch_size, length, options["mask_id"])
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_fields_may_be_left_out():
         ('{"steps": ', "config is not JSON"),
         ("[" * 100_000, "config is not JSON"),
         ("[1]", "config must be a JSON object, got list"),
-        ('{"step": 5}', "config has no field step; it has steps, num_candidates"),
+        ('{"step": 5}', "config has no field step .nearest: steps.*; it has steps, num_candidates"),
         ('{"steps": 0}', "steps must be >= 1, got 0"),
     ],
 )

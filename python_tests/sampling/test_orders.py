@@ -9,11 +9,11 @@ from enumeration import TinyDenoiser, p_value
 from tiny_models import TableAR, table_denoiser
 
 from edlm_engine import ARResidualEnergy, Engine, GenerationConfig, LogLinearSchedule, reference
-from edlm_engine.sampling.config import ORDERS
 from edlm_engine.sampling.orders import ADAPTIVE, PLANNED
 from edlm_engine.sampling.orders.timetable import blocks_of, quotas, shared_out
 from edlm_engine.sampling.plan import plan_reveals
 from edlm_engine.sampling.purposes import CANDIDATES, REMASK, RESAMPLE, REVEAL
+from edlm_engine.sampling.rules import ORDERS
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 VOCAB, LENGTH, MASK = 4, 6, 1

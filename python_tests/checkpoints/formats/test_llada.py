@@ -88,7 +88,7 @@ def test_it_is_llama_with_all_visible(tmp_path):
 
 def test_it_has_no_length_of_its_own(tmp_path):
     save(tmp_path)
-    with pytest.raises(ValueError, match=r"length must be given: .* it takes up to 32 tokens"):
+    with pytest.raises(ValueError, match=r"new_tokens must be given: .* it takes up to 32 tokens"):
         Engine.from_pretrained(tmp_path).generate()
 
 
