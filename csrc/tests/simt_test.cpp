@@ -760,13 +760,12 @@ void residual_draw() {
     return draft;
   };
   for (const DType dtype : kDTypes) {
-    for (const int64_t vocab : {1, 7, 33, 1024, 4096, 4100, 9000}) {
+    for (const int64_t vocab : {7, 33, 1024, 4100}) {
       for (const int64_t more : {0, 70}) {
-        const int64_t rows = vocab > 4000 ? 3 : 11;
+        const int64_t rows = vocab > 4000 ? 2 : 9;
         Matrix p(dtype, rows, vocab, 1, 1), q(dtype, rows, vocab + more, 3, 0);
         p.fill(2, 3);
         q.fill(2, 4);
-        if (vocab < 2) continue;
         p.set(1, vocab / 2, kNaN);
         q.set(1, 0, kInf);
         const Options of_p = {.forbidden_id = vocab / 2, .temperature = 0.8f};
@@ -788,8 +787,8 @@ void residual_draw() {
   agree_in_redraws(none, none, {});
 
   // p has not the draft, and q differs from it by little more than that.
-  for (const int64_t vocab : {70, 3000, 5000}) {
-    const int64_t rows = 40;
+  for (const int64_t vocab : {70, 3000, 4100}) {
+    const int64_t rows = 8;
     Matrix p(DType::kFloat32, rows, vocab, 0, 0), q(DType::kFloat32, rows, vocab, 0, 0);
     p.fill(1, 9);
     for (int64_t r = 0; r < rows; ++r) {
