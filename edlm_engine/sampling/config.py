@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from edlm_engine.sampling.aliases import named_fields
+from edlm_engine.sampling.edlm_config import edlm_fields
 from edlm_engine.sampling.rules import check_fields
 
 
@@ -117,6 +118,11 @@ class GenerationConfig:
         if not isinstance(values, dict):
             raise ValueError(f"config must be a JSON object, got {type(values).__name__}")
         return cls.from_dict(values)
+
+    @classmethod
+    def from_edlm(cls, config: Any) -> GenerationConfig:
+        """What a sampling configuration of EDLM's code says: see `edlm_config.edlm_fields`."""
+        return cls(**edlm_fields(config))
 
     def to_json(self) -> str:
         """All fields as one JSON object."""

@@ -124,12 +124,14 @@ def test_bad_probabilities(dtype):
 @pytest.mark.parametrize("kind", ["instance", "subclass", "python module"])
 def test_accelerate_and_restore(family, kind):
     user = family.module.Diffusion() if kind != "subclass" else family.derived.Derived()
-    with accelerate(family.module if kind == "python module" else user):
+    target = family.module if kind == "python module" else user
+    with accelerate(target, only_categorical=True) as handle:
+        assert handle.engine is None and handle.generation is None
         assert (user.sample(PROBS) >= 0).all()
     assert (user.sample(PROBS) == -7).all()
-    handle = accelerate(user)
+    handle = accelerate(user, only_categorical=True)
     assert (user.sample(PROBS) >= 0).all()
-    handle.close()
+    handle.restore()
     assert (user.sample(PROBS) == -7).all()
 
 
@@ -142,11 +144,27 @@ def test_accelerate_a_method(family):
             return self._sample_categorical(probs)
 
     model, other = Model(), Model()
-    with accelerate(model):
+    with accelerate(model, only_categorical=True):
         assert (model.sample(PROBS) >= 0).all() and (other.sample(PROBS) == -7).all()
     assert (model.sample(PROBS) == -7).all() and "_sample_categorical" not in vars(model)
 
 
+def test_the_name_of_duo(family):
+    del family.module._sample_categorical
+    exec("def sample_categorical(probs): return -7", vars(family.module))
+    with accelerate(family.module.Diffusion(), only_categorical=True):
+        assert family.module.sample_categorical is sample_categorical
+    assert family.module.sample_categorical(PROBS) == -7
+
+
 def test_nothing_to_accelerate():
-    with pytest.raises(ValueError, match="_sample_categorical"):
-        accelerate(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="a function _sample_categorical or sample_categorical"):
+        accelerate(torch.nn.Linear(1, 1), only_categorical=True)
+
+
+@pytest.mark.parametrize(
+    "more", [{"semantics": "released"}, {"energy": None}, {"config": {}}, {"generator": 1}]
+)
+def test_only_categorical_stands_alone(family, more):
+    with pytest.raises(ValueError, match="only_categorical must be given alone"):
+        accelerate(family.module, only_categorical=True, **more)

@@ -1,8 +1,8 @@
-"""Exact sampling inside existing MDLM-family code, without changing it."""
+"""`sample_categorical`, and its way into modules that have a function of that job."""
+
+from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack
 from types import ModuleType
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from edlm_engine import ops
 
-TARGET = "_sample_categorical"
+NAMES = ("_sample_categorical", "sample_categorical")
+"""What the function is called in MDLM's code and in DUO's."""
 
 
 def sample_categorical(
@@ -54,27 +55,19 @@ def sample_categorical(
     return tokens.T.reshape(num_samples * first, *rest)
 
 
-def accelerate(module: object) -> ExitStack:
-    """Make an MDLM-family object or Python module draw its tokens by `sample_categorical`.
+def categorical_owners(module: object) -> list[tuple[object, str]]:
+    """Where a module's own such functions are: (owner, name).
 
-    Replaces `_sample_categorical` where it is found: on the object itself, or in the Python modules
-    that define its class and base classes. Use the returned handle in a `with` statement, or call
-    its `close()`, to put the original back. Raises ValueError if there is nothing to replace.
+    On the object itself (or the Python module, if it is one), else in the Python modules that
+    define its class and base classes. Raises ValueError if there are none.
     """
-    owners: Iterable[object] = [module]
-    if not isinstance(module, ModuleType) and not hasattr(module, TARGET):
-        owners = {sys.modules[base.__module__]: None for base in type(module).__mro__}
-    owners = [owner for owner in owners if hasattr(owner, TARGET)]
+    places: list[object] = [module]
+    if not isinstance(module, ModuleType) and not any(hasattr(module, name) for name in NAMES):
+        places = list(dict.fromkeys(sys.modules[base.__module__] for base in type(module).__mro__))
+    owners = [(place, name) for place in places for name in NAMES if hasattr(place, name)]
     if not owners:
         raise ValueError(
-            f"module must have a function {TARGET}, itself or where its class is defined, "
-            f"got {type(module).__name__}"
+            f"module must have a function {' or '.join(NAMES)}, itself or where its class is "
+            f"defined, got {type(module).__name__}"
         )
-    handle = ExitStack()
-    for owner in owners:
-        if TARGET in vars(owner):
-            handle.callback(setattr, owner, TARGET, vars(owner)[TARGET])
-        else:
-            handle.callback(delattr, owner, TARGET)
-        setattr(owner, TARGET, sample_categorical)
-    return handle
+    return owners
