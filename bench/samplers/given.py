@@ -15,7 +15,7 @@ from bench.baselines import ReleasedRun
 from bench.quality.samplers import LEFT_TO_RIGHT
 from bench.samplers.counting import Sampler
 from edlm_engine import ARResidualEnergy, Engine, GenerationConfig, ops
-from edlm_engine.sampling.config import CORRECTIONS, ORDERS, PLANNED
+from edlm_engine.sampling.rules import CORRECTIONS, ORDERS, PLANNED
 
 REMASK = 0.2
 OWN_BUDGET = ("speculative", "gibbs")  # corrections whose cost is not K in each step
