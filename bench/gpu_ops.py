@@ -54,7 +54,9 @@ def op_calls(rows: int, vocab: int) -> list[tuple[str, int | None, Callable]]:
         *(("sample_candidates", k, draw(k)) for k in CANDIDATES[:2]),
         ("token_log_probs", None, score),
         *(("sample_candidates", k, draw(k)) for k in CANDIDATES[2:]),
+        ("sample_candidates, statistics", 8, draw(8, statistics=True)),
         ("sample_candidates, top_p 0.9", 8, draw(8, top_p=0.9)),
+        ("sample_candidates, top_k 50", 8, draw(8, top_k=50)),
     ]
 
 

@@ -1,7 +1,7 @@
 """A small selection of every CUDA kernel, to be run under compute-sanitizer.
 
 All three ways to deal rows (a warp each, cut at their chunks, a block each: two waves and more),
-every dtype, aligned and unaligned rows, a nucleus, bad rows. Results are checked against the CPU
+every dtype, aligned and unaligned rows, cuts, statistics, bad rows. Results are checked against the CPU
 only in passing.
 """
 
@@ -22,11 +22,16 @@ def main() -> None:
             for offset in (0, 1):
                 logits = rows_of(rows, vocab, dtype, offset)
                 keys = ops.stream_keys(1, torch.arange(rows, device="cuda"))
-                for options in ({}, {"forbidden_id": vocab - 1}, {"top_p": 0.9}):
+                for options in (
+                    {},
+                    {"forbidden_id": vocab - 1, "statistics": True},
+                    {"top_p": 0.9},
+                    {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "statistics": True},
+                ):
                     if "top_p" in options and rows * vocab > 20_000:
                         continue
-                    tokens, log_q = ops.sample_candidates(logits, keys, 5, **options)
-                    want, _ = ops.sample_candidates(logits.cpu(), keys.cpu(), 5, **options)
+                    tokens, log_q, *_ = ops.sample_candidates(logits, keys, 5, **options)
+                    want, *_ = ops.sample_candidates(logits.cpu(), keys.cpu(), 5, **options)
                     assert (tokens.cpu() != want).sum() <= 1 + want.numel() // 1000
                 scores = ops.token_log_probs(logits, tokens[:, 0])
                 assert scores.isfinite().all() and log_q.isfinite().all()

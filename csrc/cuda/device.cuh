@@ -105,9 +105,10 @@ EDLM_DEVICE float widen(Float16 value) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
   return wide;
 }
-// Not from the C++ library: its maximum has no say on NaN. This one ignores it.
+// Not from the C++ library: its minimum and maximum have no say on NaN. These ignore it.
+EDLM_DEVICE float min_of(float a, float b) { return fminf(a, b); }
 EDLM_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
-// The same on two 16-bit floats at once.
+// The latter on two 16-bit floats at once.
 EDLM_DEVICE uint32_t max_of_pairs(uint32_t a, uint32_t b, BFloat16) {
   uint32_t max;
   asm("max.bf16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));

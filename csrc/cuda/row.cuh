@@ -23,8 +23,8 @@ EDLM_DEVICE float minus_inf(float) { return -kInf; }
 EDLM_DEVICE BFloat16 minus_inf(BFloat16) { return {0xff80}; }
 EDLM_DEVICE Float16 minus_inf(Float16) { return {0xfc00}; }
 
-// `kNucleus`: the row has a floor. Without one, no load waits for a comparison.
-template <class T, bool kNucleus = false>
+// `kCut`: the row has a floor. Without one, no load waits for a comparison.
+template <class T, bool kCut = false>
 struct Row {
   const T* logits;  // [vocab]
   int vocab;
@@ -44,7 +44,7 @@ struct Row {
   EDLM_DEVICE const T* pieces(int begin) const { return logits + begin - phase() / int(sizeof(T)); }
 
   EDLM_DEVICE bool allows(int id, float logit) const {
-    return id != forbidden_id && !(kNucleus && logit < floor);
+    return id != forbidden_id && !(kCut && logit < floor);
   }
   // What is in memory for a token, or -inf beyond the row.
   EDLM_DEVICE T stored(int id) const { return id < vocab ? logits[id] : minus_inf(T{}); }
@@ -55,8 +55,8 @@ struct Row {
   }
 };
 
-template <class T, bool kNucleus = false, class Args>
-EDLM_DEVICE Row<T, kNucleus> row_of(const Args& args, int64_t r) {
+template <class T, bool kCut = false, class Args>
+EDLM_DEVICE Row<T, kCut> row_of(const Args& args, int64_t r) {
   const float inv_temperature = 1.0f / args.temperature;
   const T* logits = static_cast<const T*>(args.logits) + r * args.row_stride;
   return {logits, int(args.vocab), int(args.forbidden_id), inv_temperature,
@@ -121,16 +121,16 @@ EDLM_DEVICE float largest(const Bytes16 (&spans)[4], Half) {
 }
 
 // kSpan tokens from `first` on, of which some may lie beyond the row. No byte outside is read.
-template <class T, bool kNucleus>
-EDLM_DEVICE Bytes16 load_span(const Row<T, kNucleus>& row, int first) {
+template <class T, bool kCut>
+EDLM_DEVICE Bytes16 load_span(const Row<T, kCut>& row, int first) {
   Bytes16 bytes = {};
   for (int i = 0; i < kSpan<T>; ++i) put(bytes, i, row.stored(first + i));
   return bytes;
 }
 
 // Makes -inf of what the row must not mean, in registers.
-template <class T, bool kNucleus>
-EDLM_DEVICE void hide(const Row<T, kNucleus>& row, int first, Bytes16& span) {
+template <class T, bool kCut>
+EDLM_DEVICE void hide(const Row<T, kCut>& row, int first, Bytes16& span) {
   float logits[kSpan<T>];
   unpack(span, logits, T{});
   for (int i = 0; i < kSpan<T>; ++i) {
@@ -167,17 +167,16 @@ EDLM_DEVICE void load_pieces(int phase, Bytes16 (&spans)[kSpans<T>], const Read&
 }
 
 // Makes -inf of what the row must not mean in a chunk.
-template <class T, bool kNucleus>
-EDLM_DEVICE void hide_in_chunk(const Row<T, kNucleus>& row, int begin,
-                               Bytes16 (&spans)[kSpans<T>]) {
-  if (kNucleus || (row.forbidden_id >= begin && row.forbidden_id < begin + kWarpChunk)) {
+template <class T, bool kCut>
+EDLM_DEVICE void hide_in_chunk(const Row<T, kCut>& row, int begin, Bytes16 (&spans)[kSpans<T>]) {
+  if (kCut || (row.forbidden_id >= begin && row.forbidden_id < begin + kWarpChunk)) {
     const int first = begin + lane() * kSpan<T>;
     for (int s = 0; s < kSpans<T>; ++s) hide(row, first + s * kLanes * kSpan<T>, spans[s]);
   }
 }
 
-template <class T, bool kNucleus>
-EDLM_DEVICE void load_chunk(const Row<T, kNucleus>& row, int begin, Bytes16 (&spans)[kSpans<T>]) {
+template <class T, bool kCut>
+EDLM_DEVICE void load_chunk(const Row<T, kCut>& row, int begin, Bytes16 (&spans)[kSpans<T>]) {
   if (row.holds_pieces(begin)) {
     const T* const mine = row.pieces(begin) + lane() * kSpan<T>;
     load_pieces(row.phase(), spans, [&](int i) { return load16(mine + i * kSpan<T>); }, T{});

@@ -7,8 +7,8 @@
 namespace edlm::cuda {
 
 // A token's weight in a chunk of this reference, as the chunk's sums have it.
-template <class T, bool kNucleus>
-EDLM_DEVICE auto weight_in(const Row<T, kNucleus>& row, float reference) {
+template <class T, bool kCut>
+EDLM_DEVICE auto weight_in(const Row<T, kCut>& row, float reference) {
   return [scale = ChunkScale(reference, row.scale)](float logit) { return scale.weight(logit); };
 }
 

@@ -11,8 +11,8 @@ namespace edlm::cuda {
 inline constexpr int64_t kShortRow = 4 * kWarpChunk;
 // Longer ones by the eight warps of a block.
 inline constexpr int kWarpsPerRow = 8;
-// A nucleus takes four reads, one after the other, so its rows have more.
-inline constexpr int kWarpsPerNucleus = 16;
+// Cuts take four reads and more, one after the other, so such rows have more.
+inline constexpr int kWarpsPerCut = 16;
 // Blocks beyond whole waves that read less than this take longer each than all of them together:
 // there the rows are cut at their chunks, unless the waves before are so many that it hardly shows.
 inline constexpr int64_t kFewBytes = 16 << 20;
@@ -32,9 +32,9 @@ struct RowPlan {
 // `more`: doubles of shared memory that a row wants besides its sums. Then it has a block, however
 // short it is. `second`: the vocabulary of a row of other logits that is read beside each row; 0
 // for none.
-inline RowPlan row_plan(DType dtype, int64_t rows, int64_t vocab, int64_t more,
-                        int64_t second = 0) {
-  const int64_t read = read_size(int(vocab)) + read_size(int(second));
+template <class Sums = RowSums>
+RowPlan row_plan(DType dtype, int64_t rows, int64_t vocab, int64_t more, int64_t second = 0) {
+  const int64_t read = read_size<Sums>(int(vocab)) + read_size<Sums>(int(second));
   const int64_t made = sums_size(int(vocab)) + (second ? sums_size(int(second)) : 0);
   const bool short_rows = vocab <= kShortRow && second <= kShortRow && more == 0;
   const bool fits = (read + made + more) * int64_t(sizeof(double)) <= kSharedBytes;
@@ -47,7 +47,8 @@ inline RowPlan row_plan(DType dtype, int64_t rows, int64_t vocab, int64_t more,
   const bool few = rows < kManyWaves * wave && rows % wave * bytes < kFewBytes;
   const bool split = !short_rows && (few || !fits);
   const int64_t sums = (made + (split ? 0 : read)) * (short_rows ? Team<1>::kPerBlock : 1);
-  if (kBulkCopies && !short_rows && !split && more == 0 && second == 0) {
+  const bool copies = kBulkCopies && !Sums::kStatistics;
+  if (copies && !short_rows && !split && more == 0 && second == 0) {
     return {false, false, ring_offset(int(vocab)) + ring, 0};
   }
   return {short_rows, split, sums + more, split ? rows * read : 0};
@@ -63,11 +64,11 @@ struct RowKernels {
 };
 
 // Reads the rows that are split: one chunk to a warp, to `memory`.
-template <class T, class Args>
+template <class T, class Sums = RowSums, class Args>
 Status sum_rows(const Args& args, double* memory, void* stream) {
   const int64_t warps = args.rows * chunks_of(int(args.vocab));
-  return launch(sum_rows_kernel<T, Args>, ceil_div(warps * kLanes, kSumThreads), kSumThreads, 0,
-                stream, args, memory);
+  return launch(sum_rows_kernel<T, Args, Sums>, ceil_div(warps * kLanes, kSumThreads), kSumThreads,
+                0, stream, args, memory);
 }
 
 // The op itself, on `rows` rows, after sum_rows() where they are split.
@@ -86,12 +87,12 @@ Status launch_op(const RowKernels<Args>& kernels, const Args& args, int64_t rows
   return launch(kernels.split, rows, kernels.threads, bytes, stream, args, memory);
 }
 
-template <class T, class Args>
+template <class T, class Sums = RowSums, class Args>
 Status launch_rows(const RowKernels<Args>& kernels, const Args& args, const RowPlan& plan,
                    void* workspace, void* stream) {
   double* const memory = static_cast<double*>(workspace);
   if (plan.split) {
-    const Status status = sum_rows<T>(args, memory, stream);
+    const Status status = sum_rows<T, Sums>(args, memory, stream);
     if (!status) return status;
   }
   return launch_op(kernels, args, args.rows, plan, memory, stream);

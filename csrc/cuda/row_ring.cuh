@@ -63,9 +63,9 @@ EDLM_DEVICE void read_row_by_copies(const Row<T>& row, const RowSums& sums,
 }
 
 // All of a row's chunks by its team, in the way that the device and kBulkCopies allow.
-template <int kWarps, class T>
-EDLM_DEVICE void read_long_row(const Row<T>& row, const RowSums& sums) {
-  if constexpr (kBulkCopies && kWarps > 1 && has_bulk_copies()) {
+template <int kWarps, class T, class Sums>
+EDLM_DEVICE void read_long_row(const Row<T>& row, const Sums& sums) {
+  if constexpr (kBulkCopies && kWarps > 1 && !Sums::kStatistics && has_bulk_copies()) {
     read_row_by_copies<kWarps>(row, sums, dynamic_shared() + ring_offset(row.vocab));
   } else {
     read_row<kWarps>(row, sums);

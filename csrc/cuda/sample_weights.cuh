@@ -14,7 +14,7 @@ sample_weights_kernel(SampleWeightsArgs args, double* workspace) {
   const double u = first_uniform<kWarps>(args, r);
 
   const WeightRow<T> row = RowOf<T, SampleWeightsArgs>::at(args, r);
-  const RowSums sums = team_sums<kWarps, kSplit>(row.vocab, workspace);
+  const RowSums sums = team_sums<RowSums, kWarps, kSplit>(row.vocab, workspace);
   if constexpr (kSplit) {
     wait_for_previous_kernel();
   } else {

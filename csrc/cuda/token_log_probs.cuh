@@ -16,7 +16,7 @@ token_log_probs_kernel(TokenLogProbsArgs args, double* workspace) {
   const int64_t target = args.targets[r];
   const bool inside = target >= 0 && target < args.vocab;
   const float logit = inside ? row.logit(int(target)) : kNaN;
-  const RowSums sums = team_sums<kWarps, kSplit>(row.vocab, workspace);
+  const RowSums sums = team_sums<RowSums, kWarps, kSplit>(row.vocab, workspace);
   if constexpr (kSplit) {
     wait_for_previous_kernel();
   } else {

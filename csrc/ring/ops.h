@@ -180,8 +180,6 @@ std::tuple<typename B::Array, typename B::Array> draw_candidates(
   require<B>(top_p > 0 && top_p <= 1, "top_p must be in (0, 1], got ", top_p);
   require<B>(top_k >= 0, "top_k must be at least 1, or 0 for none, got ", top_k);
   require<B>(min_p >= 0 && min_p <= 1, "min_p must be in [0, 1], got ", min_p);
-  require<B>(B::on_host(logits) || (top_k == 0 && min_p == 0 && !statistics),
-             "top_k, min_p and statistics are not yet there on CUDA");
   const std::vector<int64_t> sizes = {rows.rows, num_candidates};
   const auto tokens = B::empty("sample_candidates", "tokens", logits, sizes, Type::kInt64);
   const auto log_q = B::empty("sample_candidates", "log_q", logits, sizes, Type::kFloat32);

@@ -6,7 +6,7 @@ case $3 in
   removed_barrier)
     files=row_pass.cuh edit='/^  Team<kWarps>::sync();$/d' ;;
   removed_barrier_between_passes)
-    files=nucleus.cuh edit='/digit = {false/,/sync_block/{/sync_block/d}' ;;
+    files=cuts.cuh edit='/digit = digit_of(low/,/sync_block/{/sync_block/d}' ;;
   removed_barrier_before_the_residual)
     files=residual_draw.cuh edit='/^  Team<kWarps>::sync();$/d' ;;
   32_bit_row_index)

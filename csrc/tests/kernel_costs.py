@@ -65,8 +65,10 @@ ISSUE_SHARE = 0.9
 """Of the schedulers' slots that a mix of instructions fills, and of the exp2 unit's."""
 EXPS_PER_CYCLE = 16
 """Of one multiprocessor."""
+SUMS = r"NS\d*_7RowSumsE"
+"""Kernels without statistics, as their names have it."""
 CASES = (
-    ("sample_candidates", "SampleCandidatesArgs", "Lb0E", (1, 8, 16)),
+    ("sample_candidates", "SampleCandidatesArgs", rf"Lb0E{SUMS}", (1, 8, 16)),
     ("token_log_probs", "TokenLogProbsArgs", "", (0,)),
 )
 """Ops, their arguments, the template flags that are the same for all, and numbers of candidates."""
@@ -409,7 +411,7 @@ def draws_of(warp: int, candidates: int) -> int:
 def blocks_of(registers: int, machine: Machine) -> int:
     """Blocks of a row kernel that a multiprocessor holds."""
     chunks = math.ceil(VOCAB / CHUNK)
-    shared = 8 * (3 + 2 * chunks + chunks / 2 + chunks * 16) + 1024
+    shared = 8 * (5 + 2 * chunks + chunks / 2 + chunks * 16) + 1024
     return min(
         65536 // (WARPS * 32 * math.ceil(registers / 8) * 8),
         int(machine.shared_kilobytes * 1024 // shared),
@@ -484,7 +486,7 @@ def report(machine: Machine, library: Path) -> list[str]:
         for op, args, flags, ks in CASES:
             name = named(rf"{op}_kernelI{mangled}Li{WARPS}E{flags}Lb0E")
             second = kernels[named(rf"{op}_kernelI{mangled}Li{WARPS}E{flags}Lb1E")]
-            first = kernels[named(rf"sum_rows_kernelI{mangled}NS_\d+{args}E")]
+            first = kernels[named(rf"sum_rows_kernelI{mangled}NS_\d+{args}E{SUMS}")]
             kernel, blocks = kernels[name], blocks_of(registers[name], machine)
             loads = 32 * itemsize // 16
             flight = blocks * WARPS * CHUNK * itemsize / 1024

@@ -180,6 +180,7 @@ template <class T>
 float widen(T value) {
   return to_float(value);
 }
+inline float min_of(float a, float b) { return std::fmin(a, b); }
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 template <class Half>
 uint32_t max_of_pairs(uint32_t a, uint32_t b, Half) {

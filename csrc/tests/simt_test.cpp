@@ -124,12 +124,16 @@ std::vector<int64_t> keys_for(int64_t count) {
 
 struct Options {
   int64_t num_candidates = 3, forbidden_id = -1;
-  float temperature = 1, top_p = 1;
+  float temperature = 1;
+  double top_p = 1;
+  int64_t top_k = 0;
+  double min_p = 0;
+  bool statistics = false;
 };
 
 struct Draws {
   std::vector<int64_t> tokens;
-  std::vector<float> log_q;
+  std::vector<float> log_q, statistics;
   Status status;
 };
 
@@ -164,6 +168,7 @@ Draws sample(Backend backend, const Matrix& m, const Options& o, int64_t first, 
   const std::vector<int64_t> keys = keys_for(m.rows);
   Draws draws = {std::vector<int64_t>(rows * o.num_candidates, -7),
                  std::vector<float>(rows * o.num_candidates, 7),
+                 std::vector<float>(rows * 3, 7),
                  {}};
   draws.status = run(
       backend,
@@ -176,9 +181,12 @@ Draws sample(Backend backend, const Matrix& m, const Options& o, int64_t first, 
                                  .num_candidates = o.num_candidates,
                                  .forbidden_id = o.forbidden_id,
                                  .temperature = o.temperature,
+                                 .top_k = o.top_k,
                                  .top_p = o.top_p,
+                                 .min_p = o.min_p,
                                  .tokens = draws.tokens.data(),
-                                 .log_q = draws.log_q.data()});
+                                 .log_q = draws.log_q.data(),
+                                 .statistics = o.statistics ? draws.statistics.data() : nullptr});
   return draws;
 }
 template <class Backend>
@@ -212,16 +220,50 @@ void agree_in_numbers(const Matrix& m, const Options& o, const Draws& few) {
   const int64_t rows = edlm::cuda::kManyWaves * wave, k = o.num_candidates;
   const std::vector<int64_t> keys(rows, keys_for(1)[0]);
   std::vector<int64_t> tokens(rows * k, -7);
-  std::vector<float> log_q(rows * k, 7);
+  std::vector<float> log_q(rows * k, 7), statistics(rows * 3, 7);
   const edlm::SampleCandidatesArgs args = {
-      m.logits,    m.dtype, rows,           m.vocab,       0,
-      keys.data(), k,       o.forbidden_id, o.temperature, 0,
-      o.top_p,     0,       tokens.data(),  log_q.data(),  nullptr};
+      .logits = m.logits,
+      .dtype = m.dtype,
+      .rows = rows,
+      .vocab = m.vocab,
+      .row_stride = 0,
+      .keys = keys.data(),
+      .num_candidates = k,
+      .forbidden_id = o.forbidden_id,
+      .temperature = o.temperature,
+      .top_k = o.top_k,
+      .top_p = o.top_p,
+      .min_p = o.min_p,
+      .tokens = tokens.data(),
+      .log_q = log_q.data(),
+      .statistics = o.statistics ? statistics.data() : nullptr};
   expect(edlm::cuda::sample_candidates_workspace(args) == 0, "many rows are not cut");
   expect(bool(run(Cuda{}, args)), "status of many rows");
   for (int64_t i = 0; i < rows * k; ++i) {
     expect(tokens[i] == few.tokens[i % k] && log_q[i] == few.log_q[i % k],
            "few rows and many agree to the bit, " + name_of(m));
+  }
+  for (int64_t i = 0; o.statistics && i < rows * 3; ++i) {
+    expect(statistics[i] == few.statistics[i % 3],
+           "statistics of few rows and many agree to the bit, " + name_of(m));
+  }
+}
+
+// Draws do not depend on whether statistics are wanted, which are those of the CPU.
+void statistics_agree(const Matrix& m, Options o, const Draws& without, const std::string& what) {
+  o.statistics = true;
+  const Draws cpu = sample(Cpu{}, m, o), cuda = sample(Cuda{}, m, o);
+  expect(cuda.tokens == without.tokens && cuda.log_q == without.log_q,
+         "draws with statistics, " + what);
+  for (int64_t i = 0; i < 3 * m.rows; ++i) {
+    const float got = cuda.statistics[i], want = cpu.statistics[i];
+    expect(i % 3 ? close(got, want) : std::fabs(got - want) <= 1e-5f,
+           "statistic " + std::to_string(i % 3) + ", " + what + ": " + std::to_string(got) +
+               " and " + std::to_string(want));
+  }
+  const bool cut = o.top_p < 1 || o.top_k || o.min_p > 0;
+  if (!cut && m.rows && m.vocab > edlm::cuda::kShortRow && m.vocab < 5'000) {
+    agree_in_numbers(m, o, cuda);
   }
 }
 
@@ -247,7 +289,7 @@ void agree(const Matrix& m, const Options& o, const std::string& more = "") {
   for (int64_t r = 0; r < m.rows; ++r) targets[r] = (r * 7919 + m.vocab - 1) % m.vocab;
   const std::vector<float> want = score(Cpu{}, m, o, targets), got = score(Cuda{}, m, o, targets);
   for (int64_t r = 0; r < m.rows; ++r) expect(close(got[r], want[r]), "log_probs, " + what);
-  if (o.top_p == 1 && m.rows) {
+  if (o.top_p == 1 && o.top_k == 0 && o.min_p == 0 && m.rows) {
     for (int64_t r = 0; r < m.rows; ++r) targets[r] = cuda.tokens[r * o.num_candidates];
     const std::vector<float> again = score(Cuda{}, m, o, targets);
     for (int64_t r = 0; r < m.rows; ++r) {
@@ -255,6 +297,7 @@ void agree(const Matrix& m, const Options& o, const std::string& more = "") {
     }
   }
   if (m.rows && m.vocab > edlm::cuda::kShortRow && m.vocab < 100'000) agree_in_numbers(m, o, cuda);
+  statistics_agree(m, o, cuda, what);
   expect_no_faults(what);
 }
 
@@ -412,6 +455,115 @@ void nucleus() {
   expect_no_faults("nucleus");
 }
 
+void cuts() {
+  int turn = 0;
+  for (const DType dtype : kDTypes) {
+    for (const int64_t vocab : {1, 127, 4500}) {
+      Matrix m(dtype, 1, vocab, 1, 1);
+      m.fill(2, 25);
+      for (const Options& o :
+           {Options{.top_k = 1}, Options{.top_k = 7, .min_p = 0.1},
+            Options{.temperature = 0.7f, .top_k = 900}, Options{.top_k = 100'000},
+            Options{.min_p = 0.02}, Options{.forbidden_id = vocab - 1, .min_p = 1},
+            Options{.top_p = 0.8, .top_k = 50},
+            Options{.temperature = 1.8f, .top_p = 0.9, .top_k = 300, .min_p = 0.01}}) {
+        // Every option for every dtype and shape would take long.
+        if ((vocab == 1 && o.forbidden_id == 0) || (vocab == 4500 && turn++ % 3)) continue;
+        agree(m, o,
+              "top_k " + std::to_string(o.top_k) + " top_p " + std::to_string(o.top_p) + " min_p " +
+                  std::to_string(o.min_p));
+      }
+    }
+  }
+  // Logits that one digit does not tell apart, or hardly; and ties, of which all are kept.
+  Matrix m(DType::kFloat32, 4, 5000, 0, 0);
+  for (int64_t v = 0; v < m.vocab; ++v) {
+    const float place = float(v * 7919 % m.vocab);
+    m.set(0, v, 1000 + place / 8192);
+    m.set(1, v, place * 1e-7f - 1);
+    m.set(2, v, (int64_t(place) % 2 ? -place - 1 : place + 1) * 1e34f);
+    m.set(3, v, float(int64_t(place) / 40 - 60));
+  }
+  for (const int64_t top_k : {2, 41, 4999}) {
+    for (const float temperature : {1.0f, 1e30f}) {
+      const Draws draws =
+          sample(Cuda{}, m, {.num_candidates = 24, .temperature = temperature, .top_k = top_k});
+      for (int64_t r = 0; r < m.rows; ++r) {
+        std::vector<float> logits;
+        for (int64_t v = 0; v < m.vocab; ++v) logits.push_back(m.get(r, v));
+        std::sort(logits.begin(), logits.end(), std::greater<>());
+        const auto least = logits[top_k - 1];
+        bool below = false;
+        for (int64_t j = 0; j < 24; ++j) below |= m.get(r, draws.tokens[24 * r + j]) < least;
+        expect(!below, "a token below the last of top_k is never drawn");
+        const auto kept = std::count_if(logits.begin(), logits.end(),
+                                        [&](float logit) { return logit >= least; });
+        expect(temperature < 1e30f || r == 2 ||
+                   std::fabs(draws.log_q[24 * r] + std::log(float(kept))) < 1e-5f,
+               "a hot law over top_k and its ties is even");
+      }
+    }
+  }
+  const float row[] = {0, -0.0f, -1, -kInf};
+  Matrix zeros(DType::kFloat32, 1, 4, 0, 0);
+  for (int64_t v = 0; v < 4; ++v) zeros.set(0, v, row[v]);
+  for (const Options& o :
+       {Options{.num_candidates = 64, .top_k = 1}, Options{.num_candidates = 64, .min_p = 1},
+        Options{.num_candidates = 64, .top_p = 0.2}}) {
+    const Draws draws = sample(Cuda{}, zeros, o);
+    expect(std::count(draws.tokens.begin(), draws.tokens.end(), 0) > 8 &&
+               std::count(draws.tokens.begin(), draws.tokens.end(), 1) > 8 &&
+               close(draws.log_q[0], -std::log(2.0f)),
+           "both zeros are one logit");
+  }
+  zeros.set(0, 0, 0);
+  zeros.set(0, 1, -1);
+  for (const double gap : {0.99999999, 1.00000001}) {  // between two floats
+    const Draws draws = sample(Cuda{}, zeros, {.num_candidates = 64, .min_p = std::exp(-gap)});
+    const auto found = std::count(draws.tokens.begin(), draws.tokens.end(), 1);
+    expect(gap < 1 ? found == 0 : found > 8, "min_p cuts between two floats");
+  }
+  expect_no_faults("cuts");
+}
+
+// Against float64, where the law is uniform, one token alone, or nearly so.
+void statistics() {
+  for (const int64_t vocab : {2, 129, 4100, 50258}) {
+    Matrix m(DType::kFloat32, 6, vocab, 1, 1);
+    for (int64_t v = 0; v < vocab; ++v) {
+      m.set(0, v, 0);
+      m.set(1, v, v == vocab / 3 ? 24.0f : 0.0f);
+      m.set(2, v, v == vocab - 1 ? -5 : -kInf);
+      // One lane of the warp that adds the chunks has both.
+      m.set(3, v, v == 0 || v == (vocab > 33000 ? 32768 : vocab - 1) ? 3 : -kInf);
+      m.set(4, v, float(v) * 30 / float(vocab));
+      m.set(5, v, v % 5 ? 1e4f + float(v % 11) : -kInf);
+    }
+    for (const float temperature : {0.35f, 1.0f, 5.0f}) {
+      const Draws draws =
+          sample(Cuda{}, m, {.num_candidates = 1, .temperature = temperature, .statistics = true});
+      for (int64_t r = 0; r < m.rows; ++r) {
+        std::vector<double> x;
+        for (int64_t v = 0; v < vocab; ++v) x.push_back(double(m.get(r, v)) / temperature);
+        std::sort(x.begin(), x.end(), std::greater<>());
+        double sum = 0, moment = 0;
+        for (const double value : x) {
+          sum += std::exp(value - x[0]);
+          if (value > -kInf) moment += (value - x[0]) * std::exp(value - x[0]);
+        }
+        const float* const got = draws.statistics.data() + 3 * r;
+        expect(std::fabs(got[0] - (std::log(sum) - moment / sum)) < 3e-6 && got[0] >= 0,
+               "entropy of law " + std::to_string(r) + " of " + std::to_string(vocab) + ": " +
+                   std::to_string(got[0]));
+        expect(std::fabs(got[1] + std::log(sum)) < 3e-6, "the most likely token of a law");
+        expect(x[1] == -kInf ? got[2] == -kInf : close(got[2], float(x[1] - x[0] - std::log(sum))),
+               "the second most likely token of a law");
+      }
+    }
+  }
+  expect_no_faults("statistics");
+}
+
 // The row's sums, a digit or two of the logits, the sums of the nucleus: four reads, and more where
 // logits that differ by little lie about the boundary.
 void reads_of_a_nucleus() {
@@ -447,20 +599,27 @@ void reads_of_a_nucleus() {
 
 void bad_rows() {
   for (const int64_t vocab : {40, 5000}) {
-    for (const float top_p : {1.0f, 0.5f}) {
+    for (const Options& o :
+         {Options{2}, Options{.num_candidates = 2, .top_p = 0.5, .statistics = true},
+          Options{.num_candidates = 2, .statistics = true},
+          Options{.num_candidates = 2, .top_k = 9, .min_p = 0.1}}) {
       Matrix m(DType::kBFloat16, 6, vocab, 0, 0);
       m.fill(1, 8);
       m.set(1, vocab - 1, kNaN);
       m.set(2, 0, kInf);
       for (int64_t v = 0; v < vocab; ++v) m.set(3, v, -kInf);
       for (int64_t v = 0; v < vocab; ++v) m.set(4, v, kNaN);
-      const Draws draws = sample(Cuda{}, m, {.num_candidates = 2, .top_p = top_p});
+      const Draws draws = sample(Cuda{}, m, o);
       expect(bool(draws.status), "a bad row is no error on the device");
       for (int64_t i = 0; i < 12; ++i) {
         const bool bad = i / 2 >= 1 && i / 2 <= 4;
         expect(bad ? draws.tokens[i] == -1 && std::isnan(draws.log_q[i])
                    : draws.tokens[i] >= 0 && draws.log_q[i] <= 0,
                "bad rows give token -1 and NaN, others are unharmed");
+      }
+      for (int64_t i = 0; o.statistics && i < 18; ++i) {
+        expect(std::isnan(draws.statistics[i]) == (i / 3 >= 1 && i / 3 <= 4),
+               "bad rows have no statistics, others are unharmed");
       }
       const std::vector<float> scores = score(Cuda{}, m, {}, {0, 0, 0, 0, 0, vocab});
       for (int64_t r = 0; r < 6; ++r) {
@@ -534,7 +693,7 @@ Draws sample_weights(Backend backend, const Matrix& m, int64_t rows, int64_t row
                      int64_t k) {
   const std::vector<int64_t> keys =
       row_stride ? keys_for(rows) : std::vector<int64_t>(rows, keys_for(1)[0]);
-  Draws draws = {std::vector<int64_t>(rows * k, -7), std::vector<float>(rows * k, 7), {}};
+  Draws draws = {std::vector<int64_t>(rows * k, -7), std::vector<float>(rows * k, 7), {}, {}};
   draws.status = run(backend, edlm::SampleWeightsArgs{.weights = m.logits,
                                                       .dtype = m.dtype,
                                                       .rows = rows,
@@ -923,6 +1082,8 @@ constexpr Case kCases[] = {
     {"peaks_and_holes", peaks_and_holes},
     {"nucleus", nucleus},
     {"reads_of_a_nucleus", reads_of_a_nucleus},
+    {"cuts", cuts},
+    {"statistics", statistics},
     {"bad_rows", bad_rows},
     {"no_rows", no_rows},
     {"when_rows_are_cut", when_rows_are_cut},

@@ -152,7 +152,7 @@ def test_every_measurement_runs(monkeypatch, tmp_path):
         absent = ("quack: ModuleNotFoundError", "flashinfer: ModuleNotFoundError")
         assert [x for x in reports[group]["left_out"] if not x.startswith(absent)] == []
     cases = {group: len(report["results"]) for group, report in reports.items()}
-    assert cases == {"ops": 14, "heads": 4, "generations": 2, "baselines": 7, "shapes": 7}
+    assert cases == {"ops": 18, "heads": 4, "generations": 2, "baselines": 7, "shapes": 9}
     assert gpu_ops.page(reports).count("## ") == len(gpu_ops.GROUPS)
     assert "x the time" in gpu_ops.page(reports)
 

@@ -106,6 +106,8 @@ def test_ties_with_the_last_kept_token_are_kept(device):
     assert kept_by(logits, device, top_k=5) == {0, 1, 2, 3, 5}
     assert kept_by(logits, device, min_p=1.0) == {1}
     assert kept_by([2.0, 2.0, 1.9], device, min_p=1.0) == {0, 1}
+    assert kept_by([0.0, -1.0], device, min_p=math.exp(-1.00000001)) == {0, 1}
+    assert kept_by([0.0, -1.0], device, min_p=math.exp(-0.99999999)) == {0}  # between two floats
     assert kept_by([0.0, -0.0, -1.0], device, top_k=1) == {0, 1}
     assert kept_by([-0.0, 0.0, -1.0], device, min_p=1.0) == {0, 1}
     assert kept_by([0.0, -0.0, -1.0, -9.0], device, top_p=0.2) == {0, 1}
