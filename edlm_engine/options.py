@@ -150,6 +150,12 @@ def add_samplers(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:FUNCTION",
         help="another sampler to compare, (denoiser, energy, canvas, seeds) -> tokens; repeatable",
     )
+    parser.add_argument(
+        "--family",
+        action="append",
+        default=[],
+        help="work on these samplers only (as the plots name them); repeatable",
+    )
     parser.add_argument("--model", help="the pair: as of edlm generate, with its AR energy")
     parser.add_argument("--data", nargs="+", help="held-out text files, to put gaps into")
     parser.add_argument("--num", type=int, default=64, help="texts of the pair, each sampler (64)")

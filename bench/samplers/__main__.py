@@ -46,6 +46,7 @@ def main(args: argparse.Namespace | None = None) -> None:
         out=args.out or ROOT / "bench" / "results" / "samplers",
         minutes=args.minutes,
         others=args.sampler,
+        families=args.family,
     )
     print(run(asked, tasks, _facts(args, judge_name)))
 

@@ -68,7 +68,7 @@ def samplers(
         ):
             name = f"speculative {order}" + ("" if window == 1 else f" window={window}")
             options = {"order": order, "steps": n, "window": window}
-            corrected.append(ours(name, True, "speculative", correction="speculative", **options))
+            corrected.append(ours(name, True, correction="speculative", **options))
     corrected += [with_carry_over(f"joint, coAR K={k}", k, steps) for k in candidates[-1:]]
     loops = [released(f"released EDLM, sign right K={k}", steps, k) for k in candidates]
     return [*plain, *corrected, *loops, left_to_right(), *map(brought, others)]

@@ -55,7 +55,7 @@ class OracleProblem(Problem):
 
     def measure(self, rows: Rows) -> dict[str, Figure]:
         tokens = torch.tensor([row["tokens"] for row in rows])
-        canvas, reference, exact_log_p = self._reference(len(rows))
+        canvas, exact_log_p, laws = self._reference(len(rows))
         free = canvas == self.law.mask_id
         log_p = (self.law.log_prob(tokens) - self.law.log_prob(canvas)) / free.sum(1)
         error = standard_error(log_p) ** 2 + standard_error(exact_log_p) ** 2
@@ -63,36 +63,40 @@ class OracleProblem(Problem):
             "log_p": ((log_p.mean() - exact_log_p.mean()).item(), error**0.5),
             "ks": (largest_step(log_p, exact_log_p), float("nan")),
         }
-        copies, vocab = len(reference) // len(tokens), self.law.tokens
-        for lag in LAGS:
-            law = pair_shares(reference, free.repeat(copies, 1), lag, vocab).mean(0)
-            found = share_variation(pair_shares(tokens, free, lag, vocab), law)
+        for lag, law in zip(LAGS, laws, strict=True):
+            found = share_variation(pair_shares(tokens, free, lag, self.law.tokens), law)
             figures[f"pairs_{lag}"] = (found.value, found.stderr)
         return figures
 
-    def _reference(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Canvases, 16 exact draws of each, and log p of these per free token."""
+    def _reference(self, count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Canvases [count, L]; of exact draws of each log p per free token, and their pairs."""
         found = self._kept.get(count)
         if found is None:
             canvas = self.canvas(range(count))
             many = canvas.repeat(COPIES, 1)
+            free = many == self.law.mask_id
             drawn = self.law.draw(many, torch.arange(len(many)) + REFERENCE)
-            log_p = self.law.log_prob(drawn) - self.law.log_prob(many)
-            found = canvas, drawn, log_p / (many == self.law.mask_id).sum(1)
-            self._kept[count] = found
+            log_p = (self.law.log_prob(drawn) - self.law.log_prob(many)) / free.sum(1)
+            laws = [pair_shares(drawn, free, lag, self.law.tokens).mean(0) for lag in LAGS]
+            found = self._kept[count] = canvas, log_p, laws
         return found
 
     @cached_property
-    def _kept(self) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    def _kept(self) -> dict[int, tuple[Tensor, Tensor, list[Tensor]]]:
         return {}
 
 
 @dataclass(frozen=True)
 class CountableProblem(OracleProblem):
-    """One canvas with so few free positions that all completions can be counted."""
+    """One canvas with so few free positions that all completions can be counted.
+
+    number: of the canvas.
+    """
+
+    number: int = 0
 
     def canvas(self, numbers: Sequence[int]) -> Tensor:
-        return super().canvas([0]).expand(len(numbers), -1)
+        return super().canvas([self.number]).expand(len(numbers), -1)
 
     def measure(self, rows: Rows) -> dict[str, Figure]:
         tokens = torch.tensor([row["tokens"] for row in rows])
@@ -104,7 +108,8 @@ class CountableProblem(OracleProblem):
 
 
 def oracle_problems() -> list[OracleProblem]:
-    # Of some random laws, those where revealing several tokens at once is an error that shows.
+    # Of some random laws and canvases, those where revealing several tokens at once is an error
+    # that shows.
     small = HiddenMarkov.random(4, 3, seed=7, sharpness=7.0)
     large = HiddenMarkov.random(8, 16, seed=6, sharpness=4.0)
     counted_figures = {
@@ -143,12 +148,13 @@ def oracle_problems() -> list[OracleProblem]:
 
     few: dict[str, Any] = {"steps": 2, "candidates": (2, 4, 8, 16)}
     some: dict[str, Any] = {"steps": 8, "candidates": (2, 4, 8)}
+    gapped: dict[str, Any] = some | {"steps": 2}
     add(CountableProblem, "counted-free", "All sequences counted, free text", small, 6, **few)
-    counted_gaps = few | {"share": 6 / 32, "gaps": 2}
-    title = "All completions counted, two gaps of three positions"
+    counted_gaps = few | {"share": 6 / 32, "gaps": 1, "number": 27}
+    title = "All completions counted, a gap of six positions"
     add(CountableProblem, "counted-gaps", title, small, 32, **counted_gaps)
     add(OracleProblem, "free", "Free text", large, 32, **some)
     for share in (0.25, 0.5, 0.75):
         title = f"{share:.0%} of the text in two gaps"
-        add(OracleProblem, f"gaps-{share:.0%}".rstrip("%"), title, large, 32, share=share, **some)
+        add(OracleProblem, f"gaps-{share:.0%}".rstrip("%"), title, large, 32, share=share, **gapped)
     return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +15,20 @@ from bench.samplers.problems import EXACT, MDLM, Figure, Problem
 from edlm_engine.checkpoints.files import write_json
 from edlm_engine.evaluation.units import measure, read_units
 
+CLEAR = 4  # standard errors
 WORK = ("nfe", "ar", "positions", "depth", "ar_depth")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """units: where units of work lie. out: where the page goes. minutes: begin no unit later."""
+    """units: where units of work lie. out: where the page goes. minutes: begin no unit later.
+    families: what to make units of, everything if empty; the page has all that is there."""
 
     units: Path
     out: Path
     minutes: float | None = None
     others: Sequence[str] = ()
+    families: Sequence[str] = ()
     progress: bool = True
 
 
@@ -41,6 +45,7 @@ def run(asked: Asked, tasks: Sequence[Task], facts: Mapping[str, str]) -> Path:
     """Work for as long as it is let, evenly over tasks and samplers, and write the page."""
     began, whole = time.monotonic(), True
     compared = {task.problem.name: _compared(task.problem, asked.others) for task in tasks}
+    _require_families(asked.families, [each for some in compared.values() for each in some])
     rounds = max(-(-task.num // task.chunk) for task in tasks)
     for number in range(1, rounds + 1):
         for task in tasks:
@@ -50,7 +55,11 @@ def run(asked: Asked, tasks: Sequence[Task], facts: Mapping[str, str]) -> Path:
             if asked.minutes is not None:
                 left = asked.minutes - (time.monotonic() - began) / 60
             whole &= measure(
-                [task.problem.setting(each) for each in compared[task.problem.name]],
+                [
+                    task.problem.setting(each)
+                    for each in compared[task.problem.name]
+                    if not asked.families or each.family in asked.families
+                ],
                 task.problem,
                 asked.units / task.problem.name,
                 num=number * task.chunk,
@@ -63,6 +72,12 @@ def run(asked: Asked, tasks: Sequence[Task], facts: Mapping[str, str]) -> Path:
     asked.out.mkdir(parents=True, exist_ok=True)
     write_json(asked.out / "results.json", {"whole": whole, "facts": dict(facts), "tasks": results})
     return write(asked.out, results, facts, whole)
+
+
+def _require_families(asked: Sequence[str], compared: Sequence[Compared]) -> None:
+    there = sorted({each.family for each in compared})
+    if unknown := sorted(set(asked) - set(there)):
+        raise ValueError(f"there is no family {', '.join(unknown)}; there are {', '.join(there)}")
 
 
 def _compared(problem: Problem, others: Sequence[str]) -> list[Compared]:
@@ -89,7 +104,7 @@ def summary(problem: Problem, compared: Sequence[Compared], units: Path) -> dict
                 "seconds": {"least": min(rates), "mean": sum(rates) / len(rates)},
             }
         )
-    _add_shares(found, problem)
+    add_shares(found, problem)
     return {
         "name": problem.name,
         "title": problem.title,
@@ -103,11 +118,16 @@ def summary(problem: Problem, compared: Sequence[Compared], units: Path) -> dict
     }
 
 
-def _add_shares(found: list[dict], problem: Problem) -> None:
-    """Of the way from MDLM to the target in the figure judged by: 0 is none of it, 1 all."""
+def add_shares(found: list[dict], problem: Problem) -> None:
+    """Of the way from MDLM to the target in the figure judged by: 0 is none of it, 1 all.
+
+    Nothing where the way is no longer than 4 standard errors: nothing can be said of its parts.
+    """
     figures = {each["sampler"]: each["figures"].get(problem.judged_by) for each in found}
     base, target = figures.get(MDLM), figures.get(problem.target)
     if base is None or target is None:
+        return
+    if abs(target[0] - base[0]) <= CLEAR * math.hypot(base[1], target[1]):
         return
     for each in found:
         own = each["figures"].get(problem.judged_by)

@@ -10,7 +10,7 @@ import torch
 from enumeration import p_value
 
 from bench.samplers.canvases import gaps
-from bench.samplers.counting import counted
+from bench.samplers.counting import Counted, counted
 from bench.samplers.given import (
     ADAPTIVE,
     brought,
@@ -22,7 +22,7 @@ from bench.samplers.given import (
 )
 from bench.samplers.oracle import oracle_problems
 from bench.samplers.pair import pair_problems
-from bench.samplers.run import Asked, Task, run, summary
+from bench.samplers.run import Asked, Task, add_shares, run, summary
 from edlm_engine import ARResidualEnergy, Engine
 from edlm_engine.evaluation.oracle import HiddenMarkov, OracleAR, OracleDenoiser
 
@@ -52,6 +52,18 @@ def test_calls_of_the_models_are_counted():
     alone = work(left_to_right())
     assert (alone.nfe == 0).all() and (alone.energy_evaluations == 1).all()
     assert alone.ar_depth == LENGTH
+
+
+def test_parts_of_a_pass_are_counted_as_parts():
+    model = types.SimpleNamespace(
+        hidden_step=lambda *given: None, hidden_after_prefix=lambda *given: None, length=8
+    )
+    watched = Counted(model)
+    watched.hidden_step(torch.zeros(3, 8), None, None, 2)
+    assert (watched.calls, watched.sequences, watched.positions) == (1, 0.75, 6)
+    watched.hidden_after_prefix(torch.zeros(3, 4, 8), 5)
+    assert (watched.calls, watched.sequences, watched.positions) == (2, 12.75, 6 + 15 + 36)
+    assert watched.length == 8 and not hasattr(watched, "hidden")
 
 
 def test_counts_are_those_of_the_engine():
@@ -155,6 +167,20 @@ def test_exact_draws_are_at_the_floor_and_parallel_ones_are_not():
     assert parallel[0] > 10 * parallel[1]
 
 
+def test_the_gap_is_closed_in_parts_where_there_is_one():
+    problem = oracle_problems()[0]
+
+    def shares(error):
+        figures = {"MDLM": (0.3, error), "exact draws": (0.1, error), "ours": (0.15, 0.01)}
+        found = [{"sampler": name, "figures": {"tv": value}} for name, value in figures.items()]
+        add_shares(found, problem)
+        return [each.get("closed") for each in found]
+
+    assert shares(0.03)[:2] == [None, None]
+    assert shares(0.03)[2] == pytest.approx((0.75, 0.05))
+    assert shares(0.04)[2] is None
+
+
 def test_the_page_has_every_task_and_goes_on(tmp_path, monkeypatch):
     oracle = oracle_problems()
     law = oracle[2].law
@@ -164,6 +190,7 @@ def test_the_page_has_every_task_and_goes_on(tmp_path, monkeypatch):
     tasks = [Task(problem, 4, 2) for problem in (oracle[1], oracle[3], pair[0], pair[2])]
     few = [ours("MDLM", steps=2), ours("joint K=2", True, num_candidates=2, steps=2)]
     monkeypatch.setattr("bench.samplers.run.samplers", lambda *_: [*few, left_to_right()])
+    monkeypatch.setattr("bench.samplers.run.CLEAR", 0)
     asked = Asked(tmp_path / "units", tmp_path / "page", progress=False)
     page = run(asked, tasks, {"machine": "this one"})
     text = page.read_text()
