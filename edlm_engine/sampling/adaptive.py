@@ -88,6 +88,9 @@ class Adaptive:
         run.energy_steps[rows] += self._times(rows)[1]
         self._fresh = False
 
+    def end(self, run: Run, rows: np.ndarray) -> None:
+        pass  # the tokens say it: nothing of them is masked
+
     def rest(self, rows: np.ndarray) -> Adaptive:
         part = copy(self)
         for name in BY_ROW:

@@ -78,6 +78,7 @@ ALIASES: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "gen_length": ("new_tokens", _same),
     "max_new_tokens": ("new_tokens", _same),
     "max_length": ("length", _same),
+    "eos_token_id": ("eos_id", _same),
     "suppress_tokens": ("forbidden_tokens", _same),
 }
 # EDLM's window is two fields: its lower and its upper end.

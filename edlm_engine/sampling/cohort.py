@@ -14,6 +14,7 @@ from edlm_engine.execution.threads import one_thread
 from edlm_engine.sampling.adaptive import Adaptive
 from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.sampling.course import Course, Planned
+from edlm_engine.sampling.ending import end_at_eos
 from edlm_engine.sampling.orders import ADAPTIVE
 from edlm_engine.sampling.plan import plan_reveals
 from edlm_engine.sampling.request import Sampler
@@ -70,6 +71,9 @@ class Cohort:
                     taken += len(parts[0].rows_on_host)
                 parts.popleft()
         self.course.done(self.run)
+        eos_id = self.run.config.eos_id
+        if eos_id is not None:
+            self.course.end(self.run, end_at_eos(self.run, eos_id))
         return taken, errors
 
     def _advance(self, part: Step, values: Tensor | None, errors: dict[int, Exception]) -> int:

@@ -40,6 +40,11 @@ class GenerationConfig:
         and suffix. All sequences of a batch have the length of the longest: those with fewer known
         tokens have more new ones, as they would not alone. `Engine.generate_each`, and a session,
         give each its own length.
+    eos_id: a token that ends a text: once everything up to the first one that was generated is
+        revealed, the sequence takes no further step. What is not known after it is filled with it,
+        and the text ends before it; up to there it is what all steps would have given. The host
+        waits for the device once more in each step. Not with `remask`, "smc" and "gibbs", which may
+        change what was revealed.
     order: which positions a step reveals (a file each in `edlm_engine.sampling.orders`).
         "ancestral", the exact reverse process of the diffusion, and "leftmost" are known before any
         model runs; "confidence", "margin" and "entropy" reveal the surest positions, as equally
@@ -82,6 +87,7 @@ class GenerationConfig:
     final: Literal["sample", "argmax"] = "sample"
     length: int | None = None
     new_tokens: int | None = None
+    eos_id: int | None = None
     order: str = "ancestral"
     block_length: int | None = None
     remask: float = 0.0

@@ -11,7 +11,8 @@ from edlm_engine.sampling.plan import RevealPlan
 from edlm_engine.sampling.run import Run
 from edlm_engine.sampling.steps import Step, steps_of
 
-# Steps are made for many iterations at once, but few where others may join any moment.
+# Steps are made for many iterations at once, but few where others may join any moment, or an EOS
+# may end some.
 FIRST_BLOCK = 4
 
 
@@ -45,6 +46,10 @@ class Course(Protocol):
         """The present iteration is over."""
         ...
 
+    def end(self, run: Run, rows: np.ndarray) -> None:
+        """The sequences `rows` [B] bool take no step any more; nothing of them is masked."""
+        ...
+
     def rest(self, rows: np.ndarray) -> Course:
         """What is left of these sequences."""
         ...
@@ -76,12 +81,13 @@ class Planned:
 
     def next(self, run: Run) -> list[Step]:
         if self._steps is None:
+            certain = self.closed and run.config.eos_id is None
             self._steps = steps_of(
                 self.plan,
                 run.seeds,
                 one_by_one=run.config.batch_invariant,
                 first=self.taken,
-                first_block=None if self.closed else FIRST_BLOCK,
+                first_block=None if certain else FIRST_BLOCK,
             )
         return next(self._steps, [])
 
@@ -94,6 +100,15 @@ class Planned:
 
     def done(self, run: Run) -> None:
         self.taken += 1
+
+    def end(self, run: Run, rows: np.ndarray) -> None:
+        early = rows & ~self.ended(run)
+        if not early.any():
+            return
+        cut = self.plan.cut(early, self.taken)
+        run.nfe -= self.plan.nfe - cut.nfe
+        run.energy_steps -= self.plan.energy_steps - cut.energy_steps
+        self.plan, self._steps = cut, None
 
     def rest(self, rows: np.ndarray) -> Planned:
         return Planned(self.plan.rest(rows, np.minimum(self.taken, self.plan.nfe[rows])))

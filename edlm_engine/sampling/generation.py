@@ -19,7 +19,7 @@ class Generation:
     """
 
     sequences: Tensor  # [B, L] int64
-    texts: list[str] | None  # decoded sequences; None without a tokenizer
+    texts: list[str] | None  # decoded sequences, up to an EOS; None without a tokenizer
     seeds: Tensor  # [B] int64: given back as `seed`, they repeat the sequences
     nfe: Tensor  # [B] int64: denoiser evaluations
     energy_evaluations: Tensor  # [B] int64: candidates scored

@@ -79,6 +79,17 @@ class RevealPlan:
             cut[name] = kept
         return replace(self, revealed_in=self.revealed_in[rows], **cut)
 
+    def cut(self, rows: np.ndarray, taken: int) -> RevealPlan:
+        """Without the steps after the first `taken` of the sequences `rows` [B] bool."""
+        left = np.where(rows, np.minimum(taken, self.nfe), self.nfe)
+        width = int(left.max(initial=0))
+        gone = np.arange(width) >= left[:, None]
+        cut: dict[str, Any] = {}
+        for name, values in self._by_step().items():
+            cut[name] = values[:, :width].copy()
+            cut[name][gone] = 0
+        return replace(self, **cut)
+
     def joined(self, other: RevealPlan) -> RevealPlan:
         """The sequences of this plan and then those of another, of the same length and order."""
         width = max(self.iterations, other.iterations)

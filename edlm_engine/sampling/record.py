@@ -25,9 +25,9 @@ class Record:
     there are NaN, or -1 for `choice`. Tensors are on the denoiser's device.
     """
 
-    step: Tensor  # [B, L] int64: the step that revealed a token, as the plan numbers it; 0: given
-    log_q: Tensor  # [B, L] float32: under the law the token was drawn from; NaN where given
-    entropy: Tensor  # [B, L] float32: of that law, nats; NaN where given
+    step: Tensor  # [B, L] int64: the step that revealed a token, as the plan numbers it; 0: none
+    log_q: Tensor  # [B, L] float32: under the law the token was drawn from; NaN where none was
+    entropy: Tensor  # [B, L] float32: of that law, nats; NaN where none was
     energies: Tensor  # [B, S, K] float32: of all candidates
     candidate_log_q: Tensor  # [B, S, K] float32: as the energy was given it
     weights: Tensor  # [B, S, K] float32: probability of the choice of each, softmax(-E / T)
@@ -176,6 +176,12 @@ class Recorder:
             flat = getattr(self, name).view(-1)
             flat[places] = torch.where(keep, values, flat[places])
         self._add_plain(step, log_q)
+
+    def filled(self, places: Tensor) -> None:
+        """What was not drawn, or is no more, [B, L] bool."""
+        self.step.masked_fill_(places, 0)
+        self.log_q.masked_fill_(places, torch.nan)
+        self.entropy.masked_fill_(places, torch.nan)
 
     def record(self, width: int) -> Record:
         """What was recorded, of the first `width` energy steps."""

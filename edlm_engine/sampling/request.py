@@ -111,6 +111,13 @@ def length_of(sampler: Sampler, config: GenerationConfig, known: int) -> int:
             f"ARResidualEnergy has, got {type(energy).__name__}"
         )
     bias_of(config, denoiser.vocab_size, torch.device("cpu"))  # refuses what it cannot be
+    if config.eos_id is not None and (
+        config.eos_id >= denoiser.vocab_size or config.eos_id == denoiser.mask_id
+    ):
+        raise ValueError(
+            f"eos_id must be a token below {denoiser.vocab_size} and not the mask "
+            f"{denoiser.mask_id}, got {config.eos_id}"
+        )
     length = wanted or denoiser.length
     longest = min(denoiser.length, getattr(energy, "length", denoiser.length))
     if length > longest:

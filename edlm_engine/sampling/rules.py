@@ -57,6 +57,7 @@ def check_fields(config: GenerationConfig) -> None:
     _check(config.threshold > 0, "threshold", "in (0, 1]", config.threshold)
     _check_order(config)
     _check_correction(config)
+    _check_eos(config)
     _check_window(config)
 
 
@@ -138,6 +139,16 @@ def _check_correction(config: GenerationConfig) -> None:
             value = getattr(config, name)
             rule = f"{plain} with correction {config.correction!r}"
             _check(value == plain, name, rule, value)
+
+
+def _check_eos(config: GenerationConfig) -> None:
+    if config.eos_id is None:
+        return
+    _check_type("eos_id", config.eos_id, int)
+    _check(config.eos_id >= 0, "eos_id", ">= 0", config.eos_id)
+    final = config.remask == 0 and config.correction not in ("smc", "gibbs")
+    rule = "None where tokens may change: with remask, 'smc' or 'gibbs'"
+    _check(final, "eos_id", rule, config.eos_id)
 
 
 def _check_window(config: GenerationConfig) -> None:

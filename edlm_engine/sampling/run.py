@@ -19,6 +19,7 @@ from edlm_engine.execution.upload import upload
 from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.sampling.corrections import CORRECTIONS
+from edlm_engine.sampling.ending import texts_of
 from edlm_engine.sampling.generation import Generation
 from edlm_engine.sampling.law import ARGMAX, bias_of, law_of
 from edlm_engine.sampling.orders import ADAPTIVE
@@ -254,7 +255,7 @@ class Run:
                 "logits or log_weights held NaN, +inf or nothing but -inf "
                 f"in {len(failed)} of {len(self.xt)} sequences, the first of them {failed[0]}"
             )
-        texts = None if tokenizer is None else [tokenizer.decode(row) for row in self.xt.tolist()]
+        texts = None if tokenizer is None else texts_of(self, tokenizer)
         each = self.config.num_candidates if self.correction.PARTICLES else 1
         nfe = self.nfe * each * (1 if self.config.guidance == 0 else 2)
         width = int(self.energy_steps.max(initial=0))
