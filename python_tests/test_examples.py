@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import edlm_engine as edlm
+from edlm_engine.sampling.rules import ORDERS
 
 ROOT = Path(edlm.__file__).parents[1]
 FOLDER = ROOT / "examples"
@@ -59,6 +60,13 @@ def test_own_models():
     assert shares["with the energy"] > shares["denoiser alone"] + 0.1
 
 
+def test_drop_in():
+    own, ours, calls, fewer = example("drop_in").main(steps=40, batch_size=3)
+    assert own.shape == ours.shape == (3, 8) and own.dtype == ours.dtype
+    assert ours.min() >= 0 and ours.max() < 5
+    assert calls == 41 and fewer <= 9
+
+
 def test_hugging_face_energy(tmp_path):
     module = example("hugging_face_energy")
     mean = module.main(batch_size=8, steps=4, length=12)
@@ -83,9 +91,7 @@ def test_orders():
     module = example("orders")
     rows = module.main(2, steps=4, length=16)
     assert set(rows) == set(module.ORDERS) and all(row[0] > 0 for row in rows.values())
-    assert {options.get("order", "ancestral") for options in module.ORDERS.values()} == set(
-        edlm.sampling.config.ORDERS
-    )
+    assert {options.get("order", "ancestral") for options in module.ORDERS.values()} == set(ORDERS)
 
 
 def test_policy_gradient():
