@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -33,6 +33,7 @@ from edlm_engine.sampling.generation import Generation
 from edlm_engine.sampling.request import Request, as_request, first_xt
 from edlm_engine.sampling.schedule import LogLinearSchedule
 from edlm_engine.sampling.session import Session
+from edlm_engine.sampling.streaming import Stream
 
 Callback = Callable[[int, int, Tensor], Any]
 
@@ -188,6 +189,7 @@ class Engine:
         suffix: Tokens | None = None,
         canvas: Tensor | None = None,
         callback: Callback | None = None,
+        streamer: Any = None,
         progress: bool = False,
     ) -> Generation:
         """Generate `batch_size` sequences.
@@ -207,6 +209,9 @@ class Engine:
             1 (there are at most `iterations`), with the current tokens [B, L], the mask where still
             hidden: one buffer, the same at every call. Clone it to keep it; it is not to be
             modified. Where it returns False the generation ends, hidden positions still masked.
+        streamer: for a batch of one, a streamer of transformers, or anything with `put(tokens)` and
+            `end()`, is given the prompt and then the text as it appears (see
+            `edlm_engine.sampling.streaming.Stream`).
         progress: show a progress bar with the time left and the model evaluations.
 
         Raises TypeError and ValueError for arguments that do not fit; MemoryError, before anything
@@ -220,6 +225,8 @@ class Engine:
             raise TypeError(f"batch_size must be of type int, got {batch_size!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        if streamer is not None and batch_size != 1:
+            raise ValueError(f"batch_size must be 1 with a streamer, got {batch_size}")
         xt = first_xt(self, batch_size, config, prompt, suffix, canvas)
         if generator is None:
             seeds = sequence_seeds(seed, batch_size)
@@ -229,15 +236,26 @@ class Engine:
             raise ValueError("generator must be given without a seed, got both")
         session = Session(self)
         session.start(config, xt, seeds)
-        # The result waits for the device: only then may another thread, or stream, use the graphs.
-        with session.turn(), one_thread() if config.batch_invariant else nullcontext():
+        with ExitStack() as stack:
+            stream = None
+            if streamer is not None:
+                stream = Stream(streamer, xt, self.denoiser.mask_id, config)
+                stack.enter_context(closing(stream))
+            # The result waits for the device: only then may another thread, or stream, use graphs.
+            stack.enter_context(session.turn())
+            stack.enter_context(one_thread() if config.batch_invariant else nullcontext())
             cohort = session.only_cohort()
             iterations = cohort.course.iterations
             with closing(_track(cohort, progress)) as track:  # an error ends its bar first
                 for iteration in track:
+                    if stream is not None:
+                        stream.step(cohort.run.xt)
                     if callback and callback(iteration, iterations, cohort.run.xt) is False:
                         break
-            return cohort.run.result(self.tokenizer)
+            generation = cohort.run.result(self.tokenizer)
+            if stream is not None:
+                stream.finish(generation.sequences)
+            return generation
 
     def generate_each(
         self,

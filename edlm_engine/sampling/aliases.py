@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
+from edlm_engine.sampling.edlm_config import NOISE_REMOVAL
+
 # Their words for orders. LLaDA's "random" reveals as many tokens in each step, "ancestral" as many
 # on average; both in random places.
 ORDER_NAMES = {
@@ -22,7 +24,6 @@ ORDER_NAMES = {
     "confidence_threshold": "threshold",
     "sequential": "leftmost",
 }
-FINAL_NAMES = {True: "argmax", "greedy": "argmax", False: "sample", "ancestral": "sample"}
 
 
 def _same(name: str, value: Any) -> Any:
@@ -34,7 +35,7 @@ def _order(name: str, value: Any) -> Any:
 
 
 def _final(name: str, value: Any) -> Any:
-    return _one_of(name, value, FINAL_NAMES)
+    return _one_of(name, value, NOISE_REMOVAL)
 
 
 def _one_of(name: str, value: Any, names: Mapping[Any, str]) -> str:

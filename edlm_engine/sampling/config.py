@@ -135,6 +135,11 @@ class GenerationConfig:
         return json.dumps(asdict(self))
 
     @property
+    def keeps_revealed(self) -> bool:
+        """Whether a revealed token stays as it is until the end."""
+        return self.remask == 0 and self.correction not in ("smc", "gibbs")
+
+    @property
     def energy_times(self) -> tuple[float, float] | None:
         """(low, high): the times at which an energy is used; None if at none."""
         if isinstance(self.window, (tuple, list)):

@@ -146,9 +146,8 @@ def _check_eos(config: GenerationConfig) -> None:
         return
     _check_type("eos_id", config.eos_id, int)
     _check(config.eos_id >= 0, "eos_id", ">= 0", config.eos_id)
-    final = config.remask == 0 and config.correction not in ("smc", "gibbs")
     rule = "None where tokens may change: with remask, 'smc' or 'gibbs'"
-    _check(final, "eos_id", rule, config.eos_id)
+    _check(config.keeps_revealed, "eos_id", rule, config.eos_id)
 
 
 def _check_window(config: GenerationConfig) -> None:
