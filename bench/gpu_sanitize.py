@@ -1,8 +1,8 @@
 """A small selection of every CUDA kernel, to be run under compute-sanitizer.
 
 All three ways to deal rows (a warp each, cut at their chunks, a block each: two waves and more),
-every dtype, aligned and unaligned rows, cuts, statistics, bad rows. Results are checked against the CPU
-only in passing.
+every dtype, aligned and unaligned rows, cuts, statistics, bad rows. Results are checked against the
+CPU only in passing.
 """
 
 import torch

@@ -105,7 +105,9 @@ def length_of(sampler: Sampler, config: GenerationConfig, known: int) -> int:
             f"length or new_tokens must be given: this denoiser has no length of its own, it takes "
             f"up to {denoiser.length} tokens"
         )
-    if config.correction == "speculative" and not hasattr(energy, "model"):
+    # An NCE energy has a model too, but none that reads from left to right.
+    with_ar = hasattr(energy, "model") and getattr(energy, "residual", False)
+    if config.correction == "speculative" and not with_ar:
         raise ValueError(
             "correction 'speculative' needs an energy with an autoregressive model, as "
             f"ARResidualEnergy has, got {type(energy).__name__}"

@@ -315,8 +315,14 @@ def test_speculative_with_a_cache_is_the_same(monkeypatch, options):
     assert (cached.energy_evaluations >= whole.energy_evaluations).all()
 
 
-def test_speculative_needs_an_ar_model():
-    engine = Engine(table_denoiser(TinyDenoiser(4, 3, MASK)), lambda x0, xt, log_q, t: log_q)
+@pytest.mark.parametrize("with_model", [False, True])
+def test_speculative_needs_an_ar_model(with_model):
+    def energy(x0, xt, log_q, t):
+        return log_q
+
+    if with_model:
+        energy.model = object()  # as an NCE energy has
+    engine = Engine(table_denoiser(TinyDenoiser(4, 3, MASK)), energy)
     with pytest.raises(ValueError, match="needs an energy with an autoregressive model"):
         engine.generate(config={"correction": "speculative"})
 
