@@ -18,6 +18,8 @@ from edlm_engine import ARResidualEnergy, Engine, GenerationConfig, ops
 from edlm_engine.sampling.rules import CORRECTIONS, ORDERS, PLANNED
 
 REMASK = 0.2
+NAIVE = "joint, coAR"
+EXACT, TEXT, MDLM, AR = "exact draws", "the text itself", "MDLM", "AR, left to right"
 OWN_BUDGET = ("speculative", "gibbs")  # corrections whose cost is not K in each step
 NOT_ALONE = (*PLANNED, "resolved")  # shown by other names, or nothing without a correction
 
@@ -45,9 +47,9 @@ def samplers(
 ) -> list[Compared]:
     """All of them with `steps` steps, those with an energy with each number of candidates."""
     plain = [
-        ours("MDLM", steps=steps),
-        ours("MDLM, twice the steps", steps=2 * steps),
-        ours("one token at a time", steps=None),
+        ours(MDLM, steps=steps),
+        ours("MDLM, twice the steps", family=MDLM, steps=2 * steps),
+        ours("one token at a time", family=MDLM, steps=None),
         ours("ReMDM", remask=REMASK, steps=steps),
         *(ours(order, order=order, steps=steps) for order in orders),
         released("released MDLM", steps, 1),
@@ -114,7 +116,7 @@ def with_carry_over(name: str, candidates: int, steps: int) -> Compared:
         carried = ARResidualEnergy(energy.model, True, max_tokens=energy.max_tokens)
         return plain.sample(denoiser, carried, canvas, seeds)
 
-    return replace(plain, sample=sample, family="joint, coAR", facts=plain.facts | {"coar": True})
+    return replace(plain, sample=sample, family=NAIVE, facts=plain.facts | {"coar": True})
 
 
 def released(name: str, steps: int, candidates: int) -> Compared:
@@ -158,7 +160,7 @@ def left_to_right() -> Compared:
         # With a cache each position goes through the model once: one pass in all.
         return tokens, 0, 1, length - first
 
-    return Compared("AR, left to right", sample, "AR, left to right", {"sampler": "left to right"})
+    return Compared(AR, sample, AR, {"sampler": "left to right"})
 
 
 def brought(place: str) -> Compared:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.samplers.canvases import gaps
-from bench.samplers.given import Compared
-from bench.samplers.problems import EXACT, Figure, Problem, Rows
+from bench.samplers.given import EXACT, Compared
+from bench.samplers.problems import Figure, Problem, Rows
 from edlm_engine import ARResidualEnergy
 from edlm_engine.evaluation.distances import (
     kullback_leibler,

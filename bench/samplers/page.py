@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.page import table
+from bench.samplers.given import AR, MDLM, NAIVE, TEXT
 from edlm_engine.evaluation.plots import Point, draw
 
 
@@ -97,6 +98,8 @@ def _order(each: Mapping[str, Any]) -> tuple:
 def _lines(task: Mapping[str, Any], along: str | None = None) -> dict[str, list[Point]]:
     lines: dict[str, list[Point]] = {}
     for each in task["samplers"]:
+        if not _plotted(each):
+            continue
         y = each["figures"].get(task["judged_by"])
         work = each["work"]["nfe"] + each["work"]["ar"]
         x = work if along is None else each["figures"].get(along, (math.nan,))[0]
@@ -105,6 +108,12 @@ def _lines(task: Mapping[str, Any], along: str | None = None) -> dict[str, list[
         error = 0.0 if math.isnan(y[1]) else y[1]
         lines.setdefault(each["family"], []).append((x, y[0], error))
     return {name: sorted(points) for name, points in lines.items()}
+
+
+def _plotted(each: Mapping[str, Any]) -> bool:
+    """More than ten lines cannot be told apart: orders, some of them far off, are not drawn."""
+    with_energy = each["budget"] is not None or each["family"].startswith("speculative")
+    return (with_energy and each["family"] != NAIVE) or each["family"] in (MDLM, TEXT, AR)
 
 
 def _cell(figure: Sequence[float] | None, digits: int) -> str:
@@ -128,7 +137,7 @@ batch. Rows are in the order of how many candidates they may score, those withou
 first, so that equal evaluations of the energy stand together; "smc" evaluates the denoiser K times
 as often besides. The released loops are restated with sign and layout right; their float32 noise
 is theirs. "joint" is the paper's correction, "coAR" its variant that ignores the tokens to the
-right. Seconds are per text, of the fastest unit of work."""
+right. Seconds are per text, of the fastest unit of work. Orders and coAR are in the tables only."""
 
 ORACLE = """## Models without error
 

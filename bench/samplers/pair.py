@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.samplers.canvases import gaps
 from bench.samplers.counting import Work
-from bench.samplers.given import Compared
-from bench.samplers.problems import TEXT, Figure, Problem, Rows
+from bench.samplers.given import AR, TEXT, Compared
+from bench.samplers.problems import Figure, Problem, Rows
 from edlm_engine import Engine
 from edlm_engine.energies.residual import sequence_log_probs
 from edlm_engine.evaluation.judge import standard_error
@@ -103,7 +103,7 @@ def pair_problems(
             title="Free text",
             about=about,
             figures=free,
-            target="AR, left to right",
+            target=AR,
             measures=measures,
             **shared,
         )

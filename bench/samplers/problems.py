@@ -14,7 +14,6 @@ from edlm_engine.evaluation.settings import Setting
 
 Rows = list[dict[str, Any]]
 Figure = tuple[float, float]  # a value and its standard error
-EXACT, TEXT, MDLM = "exact draws", "the text itself", "MDLM"
 
 
 @dataclass(frozen=True)

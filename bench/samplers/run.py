@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.samplers.given import Compared, samplers
+from bench.samplers.given import EXACT, MDLM, Compared, samplers
 from bench.samplers.page import write
-from bench.samplers.problems import EXACT, MDLM, Figure, Problem
+from bench.samplers.problems import Figure, Problem
 from edlm_engine.checkpoints.files import write_json
 from edlm_engine.evaluation.units import measure, read_units
 
