@@ -14,8 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edlm_engine.options import command_line, train_config
+from edlm_engine.sampling.options import config_of
+
+if TYPE_CHECKING:
+    from edlm_engine import Generation
 
 # Nothing here imports torch before a command runs: `edlm --help` answers at once.
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
@@ -95,50 +100,59 @@ def _engine(args: argparse.Namespace):
     return Engine.from_pretrained(args.model, **options)
 
 
-def _config(args: argparse.Namespace):
-    from edlm_engine import GenerationConfig
-
-    return GenerationConfig(
-        steps=args.steps or None,
-        num_candidates=args.candidates,
-        window=args.window,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        energy_temperature=args.energy_temperature,
-        length=args.length,
-    )
-
-
 def _generate(args: argparse.Namespace) -> None:
     _require("--num", args.num, 1)
-    config = _config(args)
+    if args.record and not args.json:
+        raise ValueError("--record must come with --json, which prints it")
+    if args.stream and args.num != 1:
+        raise ValueError(f"--num must be 1 with --stream, got {args.num}")
+    if args.watch and args.progress:
+        raise ValueError("--watch shows the progress: leave --progress out")
+    config = config_of(args)
     _prepare(args)
-    out = _engine(args).generate(
-        args.num,
-        config=config,
-        seed=args.seed,
-        prompt=args.prompt,
-        suffix=args.suffix,
-        progress=args.progress,
-    )
-    for b in range(args.num):
-        ess = out.ess[b][~out.ess[b].isnan()]
-        facts = {
-            "text": out.texts[b] if out.texts else None,
-            "seed": int(out.seeds[b]),
-            "nfe": int(out.nfe[b]),
-            "energy_evaluations": int(out.energy_evaluations[b]),
-            "mean_ess": ess.mean().item() if len(ess) else None,
-        }
+    from edlm_engine import watch
+
+    given: dict[str, Any] = {"config": config, "prompt": args.prompt, "suffix": args.suffix}
+    if args.stream:
+        watch.stream(_engine(args), seed=args.seed, progress=args.progress, **given)
+        return
+    if args.watch and watch.can_show():
+        outs = watch.show(_engine(args), args.num, seed=args.seed, **given)
+        rows, records = [(out, 0) for out in outs], None
+    else:
+        if args.watch:
+            print("--watch needs a terminal: the text comes when it is done", file=sys.stderr)
+        options = {"seed": args.seed, "progress": args.progress}
+        out = _engine(args).generate(args.num, **options, **given)
+        rows = [(out, b) for b in range(args.num)]
+        records = None if out.record is None else out.record.to_dicts()
+    for number, (out, b) in enumerate(rows, start=1):
         if args.json:
-            print(json.dumps(facts | {"tokens": out.sequences[b].tolist()}))
-            continue
-        ess_note = f", mean ESS {facts['mean_ess']:.2f}" if len(ess) else ""
-        print(
-            f"--- {b + 1} of {args.num}: {facts['nfe']} denoiser evaluations, "
-            f"{facts['energy_evaluations']} candidates scored{ess_note}"
-        )
-        print(facts["text"] if out.texts else out.sequences[b].tolist())
+            kept = {} if records is None else {"record": records[b]}
+            print(json.dumps(_facts(out, b) | {"tokens": out.sequences[b].tolist()} | kept))
+        else:
+            _print_text(f"{number} of {args.num}", out, b)
+
+
+def _facts(out: Generation, b: int) -> dict[str, Any]:
+    ess = out.ess[b][~out.ess[b].isnan()]
+    return {
+        "text": out.texts[b] if out.texts else None,
+        "seed": int(out.seeds[b]),
+        "nfe": int(out.nfe[b]),
+        "energy_evaluations": int(out.energy_evaluations[b]),
+        "mean_ess": ess.mean().item() if len(ess) else None,
+    }
+
+
+def _print_text(title: str, out: Generation, b: int) -> None:
+    facts = _facts(out, b)
+    ess_note = "" if facts["mean_ess"] is None else f", mean ESS {facts['mean_ess']:.2f}"
+    print(
+        f"--- {title}: {facts['nfe']} denoiser evaluations, "
+        f"{facts['energy_evaluations']} candidates scored{ess_note}"
+    )
+    print(facts["text"] if out.texts else out.sequences[b].tolist())
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -185,7 +199,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     _prepare(args)
     from edlm_engine.evaluation import commands
 
-    getattr(commands, args.form or "compare")(args, _engine, _config)
+    getattr(commands, args.form or "compare")(args, _engine, config_of)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -363,7 +363,7 @@ def _track(cohort: Cohort, progress: bool) -> Generator[int, None, None]:
     with tqdm(total=cohort.course.iterations, desc="generate", unit="step") as bar:
         while cohort.parts():
             cohort.take()
-            taken, most = cohort.course.evaluations(cohort.run)
+            taken, most = (each.sum() for each in cohort.course.counts(cohort.run))
             bar.set_postfix(nfe=f"{taken}/{most}", refresh=False)
             bar.update()
             yield (iteration := iteration + 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edlm_engine.evaluation.options import SWEPT, Forms, add_evaluate
+from edlm_engine.sampling.options import add_options
 from edlm_engine.training.config import AdaptConfig, EnergyTrainConfig, RunConfig, TrainConfig
 from edlm_engine.version import __version__
 
@@ -74,12 +75,19 @@ def command_line() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="print generated text")
     _add_engine_options(generate)
-    _add_sampling_options(generate)
+    add_options(generate, further=True)
     generate.add_argument("--num", type=int, default=1, help="sequences (default 1)")
     generate.add_argument("--prompt", help="text at the start, kept as it is")
     generate.add_argument("--suffix", help="text at the end, kept as it is")
-    generate.add_argument("--json", action="store_true", help="one JSON object per sequence")
     generate.add_argument("--progress", action="store_true", help="show a progress bar")
+    shown = generate.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="one JSON object per sequence")
+    shown.add_argument(
+        "--watch", action="store_true", help="show the text appear in place, on a terminal"
+    )
+    shown.add_argument(
+        "--stream", action="store_true", help="print the text alone, each word as soon as it stands"
+    )
 
     train = commands.add_parser("train", help="train a model on text files")
     kinds = train.add_subparsers(dest="kind", required=True)
@@ -211,21 +219,7 @@ def _add_sampling_options(
     parser: argparse.ArgumentParser, steps: int = 128, several: bool = False
 ) -> None:
     """`several`: every option of `SWEPT` takes several values."""
-
-    def add(flag: str, kind: type, default: float | None, text: str) -> None:
-        sweep = several and flag in SWEPT
-        options: dict[str, Any] = {"nargs": "+", "default": [default]} if sweep else {}
-        help = text.format(default)
-        parser.add_argument(flag, **{"type": kind, "default": default, "help": help} | options)
-
-    add("--steps", int, steps, "time steps (default {}); 0: one position at a time")
-    add("--candidates", int, 8, "K (default {}), 1 for plain MDLM")
-    add("--window", float, 1.0, "energy at t in [1 - window, 1] (default {})")
-    add("--temperature", float, 1.0, "of the denoiser (default {})")
-    add("--top-p", float, 1.0, "nucleus of the denoiser (default {}: all)")
-    add("--energy-temperature", float, 1.0, "of the choice among candidates (default {})")
-    add("--length", int, None, "tokens (default: the model's own length)")
-    add("--seed", int, 0, "of all random numbers (default {})")
+    add_options(parser, steps=steps, several=SWEPT if several else ())
 
 
 def train_config(kind: str) -> type[RunConfig]:

@@ -15,7 +15,7 @@ PACKAGE = Path(edlm_engine.__file__).parent
 # From the top: a module imports from its own room and from rooms of later lines.
 LINES = [
     ["cli"],
-    ["options"],
+    ["options", "watch"],
     ["__init__"],
     ["info", "likelihood", "metrics"],
     ["serving", "evaluation"],

@@ -67,8 +67,9 @@ class Adaptive:
     def iterations(self) -> int:
         return self.quota.shape[1]
 
-    def evaluations(self, run: Run) -> tuple[int, int]:
-        return int(run.nfe.sum()), int((self.quota > 0).sum())
+    def counts(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        most = (self.quota > 0).sum(axis=1)
+        return run.nfe, np.where(self.ended(run), run.nfe, most)
 
     def ended(self, run: Run) -> np.ndarray:
         self._refresh(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,17 @@ from edlm_engine.sampling.run import Run
 from edlm_engine.sampling.steps import Step
 
 AS_IT_IS = nullcontext()
+
+
+class Progress(NamedTuple):
+    """Where a sequence is; tensors are on the denoiser's device."""
+
+    xt: Tensor  # [L] int64, the mask where hidden
+    known: Tensor  # [L] bool: given by the user
+    steps: int  # taken
+    most_steps: int  # how many it takes at most
+    nfe: int  # denoiser evaluations so far
+    ess: Tensor  # [] float32: of the last energy step, NaN without one
 
 
 @dataclass(eq=False)
@@ -90,6 +102,20 @@ class Cohort:
                 errors[self.handles[rows[0]]] = error
                 return 0
         return sum(self._advance(step, None, errors) for step in self.course.apart(run, part))
+
+    def progress(self, row: int) -> Progress:
+        """Where a sequence is, between two iterations."""
+        run, ess = self.run, self.run.ess[row]
+        steps, most = (int(each[row]) for each in self.course.counts(run))
+        last = (~ess.isnan()).sum().clamp(min=1) - 1
+        return Progress(
+            run.xt[row].clone(),
+            run.known[row].clone(),
+            steps,
+            most,
+            steps * run.calls,
+            ess.gather(0, last[None])[0] if len(ess) else ess.new_tensor(torch.nan),
+        )
 
     def kept(self, rows: np.ndarray) -> Cohort:
         """A cohort of these sequences alone, between two iterations."""

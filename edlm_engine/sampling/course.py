@@ -26,8 +26,8 @@ class Course(Protocol):
         """How many iterations there are at most."""
         ...
 
-    def evaluations(self, run: Run) -> tuple[int, int]:
-        """How many steps all sequences have taken, and how many they take at most."""
+    def counts(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        """[B] how many steps each sequence has taken, and how many it takes at most."""
         ...
 
     def ended(self, run: Run) -> np.ndarray:
@@ -73,8 +73,8 @@ class Planned:
     def iterations(self) -> int:
         return self.plan.iterations
 
-    def evaluations(self, run: Run) -> tuple[int, int]:
-        return int(self.plan.nfe.clip(max=self.taken).sum()), int(self.plan.nfe.sum())
+    def counts(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        return run.nfe - (self.plan.nfe - self.taken).clip(min=0), run.nfe
 
     def ended(self, run: Run) -> np.ndarray:
         return self.taken >= self.plan.nfe

@@ -246,6 +246,12 @@ class Run:
             bias = self.bias.to(weight.dtype) if bias is None else bias + self.bias.to(bias.dtype)
         return ops.head_sample_candidates(values, weight, keys, candidates, bias=bias, **options)
 
+    @property
+    def calls(self) -> int:
+        """How many evaluations of the denoiser a step of a sequence takes."""
+        particles = self.config.num_candidates if self.correction.PARTICLES else 1
+        return particles * (1 if self.config.guidance == 0 else 2)
+
     def result(self, tokenizer=None) -> Generation:
         """What was generated; waits for the device, and raises RuntimeError for bad numbers."""
         self.correction.finish(self)
@@ -256,8 +262,6 @@ class Run:
                 f"in {len(failed)} of {len(self.xt)} sequences, the first of them {failed[0]}"
             )
         texts = None if tokenizer is None else texts_of(self, tokenizer)
-        each = self.config.num_candidates if self.correction.PARTICLES else 1
-        nfe = self.nfe * each * (1 if self.config.guidance == 0 else 2)
         width = int(self.energy_steps.max(initial=0))
         # Copies, because tensors made in inference mode could not be changed in place by the user.
         with torch.inference_mode(False):
@@ -265,7 +269,7 @@ class Run:
                 sequences=self.xt.clone(),
                 texts=texts,
                 seeds=self.seeds.clone(),
-                nfe=torch.from_numpy(nfe).to(self.device, copy=True),
+                nfe=torch.from_numpy(self.nfe * self.calls).to(self.device, copy=True),
                 energy_evaluations=torch.from_numpy(self.evaluations).to(self.device, copy=True),
                 ess=self.ess[:, :width].clone(),
                 log_z=self.log_z[:, :width].clone(),

@@ -17,7 +17,7 @@ from torch import Tensor
 from edlm_engine import ops
 from edlm_engine.execution import graphs
 from edlm_engine.sampling.canvas import sequence_seeds
-from edlm_engine.sampling.cohort import Cohort, Waiting
+from edlm_engine.sampling.cohort import Cohort, Progress, Waiting
 from edlm_engine.sampling.config import GenerationConfig, as_config
 from edlm_engine.sampling.generation import Generation
 from edlm_engine.sampling.request import Request, Sampler, as_request, first_xt
@@ -150,11 +150,15 @@ class Session:
 
     def xt(self, handle: int) -> Tensor:
         """A copy of a running sequence's tokens [L] int64, the mask where hidden."""
+        return self.progress(handle).xt
+
+    def progress(self, handle: int) -> Progress:
+        """Where a sequence is. KeyError if it failed, was reported, or never was."""
         with self.turn():
             self._settle()
-            for cohort in self._cohorts.values():
+            for cohort in (*self._cohorts.values(), *self._left):
                 if handle in cohort.handles:
-                    return cohort.run.xt[cohort.handles.index(handle)].clone()
+                    return cohort.progress(cohort.handles.index(handle))
         raise KeyError(f"no sequence with handle {handle} runs")
 
     def only_cohort(self) -> Cohort:

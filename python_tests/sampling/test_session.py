@@ -217,6 +217,55 @@ def test_tokens_appear(engine):
         session.xt(handle + 1)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": 6},
+        {"steps": None, "window": 0.5},
+        {"steps": 4, "order": "confidence", "guidance": 0.5},
+        {"order": "threshold", "threshold": 0.5},
+        {"steps": 5, "eos_id": 3},
+        {"steps": 3, "correction": "smc"},
+        {"steps": 4, "num_candidates": 1},
+    ],
+)
+def test_progress(engine, fields):
+    session, requests, seen = engine.session(), {}, {}
+    for seed in range(6):  # they join and others leave, so plans are cut and joined
+        config = GenerationConfig(**{"num_candidates": 3, **fields})
+        request = Request(config=config, seed=seed, prompt=[2] * (seed % 3))
+        handle = session.add(request)
+        requests[handle] = request
+        seen[handle] = [session.progress(handle)]
+        session.step()
+        for running in requests:
+            seen[running].append(session.progress(running))
+    ended = set()
+    while len(ended) < len(requests):
+        session.step()
+        for running in requests.keys() - ended:
+            seen[running].append(session.progress(running))
+            if (seen[running][-1].xt != MASK).all():
+                ended.add(running)
+    found = {handle: generation for handle, generation, _ in session.finished()}
+    calls = 2 if "guidance" in fields else 3 if "correction" in fields else 1
+    for handle, states in seen.items():
+        generation, request = found[handle], requests[handle]
+        prompt = len(request.prompt)
+        assert states[0].known.tolist() == [True] * prompt + [False] * (LENGTH - prompt)
+        assert states[0].steps == states[0].nfe == 0 and states[0].ess.isnan()
+        steps = [state.steps for state in states]
+        assert steps == [min(i, steps[-1]) for i in range(len(steps))]
+        assert states[-1].nfe == steps[-1] * calls == generation.nfe[0]
+        assert states[-1].most_steps == steps[-1]
+        assert all(state.steps <= state.most_steps for state in states)
+        ess = generation.ess[0][~generation.ess[0].isnan()]
+        last = float(states[-1].ess)
+        assert last == ess[-1] if len(ess) else last != last
+    with pytest.raises(KeyError, match="no sequence with handle 99 runs"):
+        session.progress(99)
+
+
 def test_nothing_to_do(engine):
     session = engine.session()
     assert session.step() == 0 and session.finished() == []
