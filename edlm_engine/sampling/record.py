@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ class Record:
         return {name: value.cpu().numpy() for name, value in vars(self).items()}
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One dict of plain lists per sequence, None for NaN, without the steps it did not take."""
+        """One dict of plain lists per sequence, without the steps it did not take; None for NaN and
+        for infinite energies, which JSON cannot hold."""
         rows = []
         for b in range(len(self.step)):
             row = {name: value[b].cpu() for name, value in vars(self).items()}
@@ -80,13 +82,13 @@ BY_ENERGY_STEP = ("energies", "candidate_log_q", "weights", "choice")
 def _plain(value: Tensor) -> Any:
     if not value.is_floating_point() or value.isfinite().all():
         return value.tolist()
-    return _none_for_nan(value.tolist())
+    return _none_unless_finite(value.tolist())
 
 
-def _none_for_nan(value: Any) -> Any:
+def _none_unless_finite(value: Any) -> Any:
     if isinstance(value, list):
-        return [_none_for_nan(each) for each in value]
-    return value if value == value else None
+        return [_none_unless_finite(each) for each in value]
+    return value if math.isfinite(value) else None
 
 
 class Recorder:

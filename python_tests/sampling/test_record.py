@@ -195,6 +195,17 @@ def test_records_in_a_session():
             torch.testing.assert_close(value[0], ours, rtol=0, atol=0, equal_nan=True)
 
 
+def test_candidates_that_were_not_scored_are_none():
+    engine = Engine(table_denoiser(TINY), ARResidualEnergy(AR), schedule=SCHEDULE)
+    config = GenerationConfig(steps=3, num_candidates=8, record=True, ess_target=1.0)
+    record = engine.generate(5, config=config, seed=SEEDS, canvas=CANVAS).record
+    assert record.energies[:4].isinf().any()
+    rows = json.loads(record.to_json(), parse_constant=lambda name: pytest.fail(name))
+    for row, energies in zip(rows, record.energies.tolist(), strict=True):
+        for ours, step in zip(row["energies"], energies, strict=False):
+            assert ours == [e if math.isfinite(e) else None for e in step]
+
+
 def test_nothing_is_recorded_by_default():
     assert Engine(table_denoiser(TINY)).generate(2).record is None
 
