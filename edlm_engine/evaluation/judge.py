@@ -148,10 +148,9 @@ def independent_judge(name: str | Path | None, engines: Sequence[Engine], **opti
             raise
         raise ValueError(f"there is no independent judge here: {error}; {advice}") from error
     for engine in engines:
-        for role, model in (
-            ("energy", getattr(engine.energy, "model", None)),
-            ("denoiser", engine.denoiser),
-        ):
+        parts = getattr(engine.energy, "parts", (engine.energy,))  # of a sum of energies
+        models = [("energy", getattr(part, "model", None)) for part in parts]
+        for role, model in (*models, ("denoiser", engine.denoiser)):
             if shares_head(judge.model, model):
                 raise ValueError(f"{judge.name} is the {role}'s own model, or its base: {advice}")
     return judge

@@ -24,6 +24,7 @@ OF_THE_ENERGY = (
     "shared_rests",
     "ess_threshold",
     "ess_target",
+    "sweeps",
 )
 
 

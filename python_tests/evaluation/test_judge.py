@@ -113,6 +113,9 @@ def test_no_model_judges_its_own_choices(folder, tmp_path):
     assert independent_judge(other, [engine]).name == str(other)
     with pytest.raises(ValueError, match="is the energy's own model, or its base: give --judge"):
         independent_judge(folder, [engine])
+    mixed = Engine(engine.denoiser, (lambda x0, xt, log_q, t: log_q) + 0.5 * engine.energy)
+    with pytest.raises(ValueError, match="is the energy's own model"):
+        independent_judge(folder, [mixed])
     rounded = Judge.load(folder, dtype=torch.bfloat16)
     rounded.model.bfloat16()
     assert judge.shares_head(rounded.model, engine.energy.model)
