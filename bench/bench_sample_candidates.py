@@ -29,9 +29,18 @@ CASES = {
         )
         for k in (1, 2, 4, 8, 16)
     },
-    "sample_candidates K=8 top_p=0.9": lambda x, keys: ops.sample_candidates(
-        x, keys, 8, forbidden_id=x.shape[1] - 1, top_p=0.9
-    ),
+    **{
+        f"sample_candidates K=8 {name}": lambda x, keys, law=law: ops.sample_candidates(
+            x, keys, 8, forbidden_id=x.shape[1] - 1, **law
+        )
+        for name, law in {
+            "top_p=0.9": {"top_p": 0.9},
+            "top_k=50": {"top_k": 50},
+            "min_p=0.05": {"min_p": 0.05},
+            "top_k, top_p, min_p": {"top_k": 50, "top_p": 0.9, "min_p": 0.02},
+            "statistics": {"statistics": True},
+        }.items()
+    },
     "softmax + multinomial K=8": lambda x, keys: baselines.softmax_multinomial(
         x, 8, x.shape[1] - 1
     ),
@@ -45,7 +54,7 @@ CASES = {
 @pytest.mark.parametrize("vocab", ROWS)
 def bench_sample_candidates(measure, device, vocab, logits_dtype, case):
     logits = logits_of(vocab, logits_dtype, device)
-    if "released" in case or "top_p" in case:
+    if "released" in case:
         logits = logits[: max(FEW, ROWS[vocab] // 16)]
     keys = torch.arange(len(logits), device=device)
     measure(

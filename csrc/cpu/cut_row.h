@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <vector>
 
 #include "row_pass.h"
@@ -14,50 +16,62 @@ struct Cuts {
   double min_p;   // 0 for none
 };
 
-// Some tokens of a row, as a row.
-class TokenList {
- public:
-  explicit TokenList(int64_t most) : logits_(most + kCollectMargin), ids_(most + kCollectMargin) {}
+// Some tokens of a row.
+struct TokenList {
+  std::unique_ptr<float[]> logits;
+  std::unique_ptr<int32_t[]> ids;
+  int64_t count = 0;
 
-  // The tokens of a row from the logit `low` to `high`, both finite. Cells of a smaller maximum are
-  // passed over, if `cell_max` is given.
-  void collect(const Row& row, const float* cell_max, float low, float high);
-
-  Row row(float inv_temperature) const {
-    return {logits_.data(), DType::kFloat32, count_, -1, inv_temperature};
-  }
-  int64_t count() const { return count_; }
-  float logit(int64_t index) const { return logits_[index]; }
-  // In the row they were collected from.
-  int64_t id(int64_t index) const { return ids_[index]; }
-  // Makes ids of places in `other` those of its tokens.
-  void name_by(const TokenList& other);
-
- private:
-  std::vector<float> logits_;
-  std::vector<int32_t> ids_;
-  int64_t count_ = 0;
+  // With room for `most` tokens.
+  explicit TokenList(int64_t most)
+      : logits(std::make_unique_for_overwrite<float[]>(most + kChoiceMargin)),
+        ids(std::make_unique_for_overwrite<int32_t[]>(most + kChoiceMargin)) {}
 };
 
 class CutRow {
  public:
   // For rows of up to `vocab` tokens.
-  explicit CutRow(int64_t vocab) : found_(vocab), part_(vocab), kept_(vocab) {}
+  explicit CutRow(int64_t vocab) : lists_{TokenList(vocab), TokenList(vocab)}, part_(vocab) {}
 
   // The kept tokens of a row in its order; valid until the next call. `total` and `cell_max` are of
   // its sum_chunks_with_maxima.
   Row cut(const Row& row, const RowTotal& total, const float* cell_max, const Cuts& cuts);
 
   // The token of the row that became `index` of the kept ones.
-  int64_t id(int64_t index) const { return kept_.id(index); }
+  int64_t id(int64_t index) const { return source_.list->ids[index]; }
 
  private:
+  // The tokens that may be kept: the row, and then lists of ever fewer.
+  struct Source {
+    Row row;
+    const float* cell_max;  // null for a list
+    const TokenList* list;  // null for the row
+  };
+  struct Bounds {
+    float low, high;
+  };
+  // For the largest logit such that the tokens from it on are `wanted` or more, or with kMass weigh
+  // as much of `total`. Tokens below `least` are not looked at; `top` is the largest.
   template <bool kMass>
-  float reached(double wanted, float low, float high, float inv_temperature, float reference);
+  struct Search {
+    double wanted, total;
+    float least, top;
+    float reference;  // of the weights
+  };
 
-  TokenList found_, part_, kept_;
+  void narrow(float low);
+  float low_of_maxima(int64_t count, float top);
+  template <bool kMass>
+  float floor_reaching(const Search<kMass>& search);
+  template <bool kMass>
+  std::optional<float> floor_within(const Search<kMass>& search, const Bounds& bounds);
+  template <bool kMass>
+  Bounds estimate(const Search<kMass>& search);
+
+  Source source_;
+  TokenList lists_[2];
+  TokenList part_;  // without ids
   std::vector<double> bins_;
-  std::vector<float> maxima_;
 };
 
 }  // namespace edlm::cpu

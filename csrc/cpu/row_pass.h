@@ -47,8 +47,20 @@ struct RowSums {
   }
 };
 
-// Tokens of room that `collect` wants beyond those it finds.
-inline constexpr int64_t kCollectMargin = 16;
+// Tokens whose logits lie from `low` to `high`, both finite, of the first `run` <= kCell in every
+// `step`. Cells of a smaller maximum are passed over, if `cell_max` is given.
+struct Choice {
+  float low, high;
+  const float* cell_max = nullptr;
+  int64_t run = kCell, step = kCell;
+};
+// Tokens of room that are wanted beyond those chosen.
+inline constexpr int64_t kChoiceMargin = 16;
+
+// Finite logits, and the reference of the weights of those above.
+struct Split {
+  float low, high, reference;
+};
 
 struct RowPass {
   const char* name;
@@ -62,10 +74,14 @@ struct RowPass {
   void (*weights)(const Row& row, int64_t begin, int64_t count, float reference, float* weights);
   // The same, and their sums by groups.
   void (*cell)(const Row& row, int64_t begin, int64_t count, float reference, CellWeights* cell);
-  // Appends the tokens of [begin, begin + count), count <= kCell, whose logits lie from `low` to
-  // `high`, both finite, to the `found` that are there; returns how many there are then.
-  int64_t (*collect)(const Row& row, int64_t begin, int64_t count, float low, float high,
-                     float* logits, int32_t* ids, int64_t found);
+  // Writes the tokens that are chosen, by rising id, and returns how many they are. `ids` may be
+  // null.
+  int64_t (*choose)(const Row& row, const Choice& choice, float* logits, int32_t* ids);
+  // Writes the row's logits from split.low to split.high, counts them in *found, from 0 on, and
+  // returns the sum of exp((logit - split.reference) / T) over those above.
+  double (*split)(const Row& row, const Split& split, float* logits, int64_t* found);
+  // The same, and returns how many those above are.
+  double (*split_count)(const Row& row, const Split& split, float* logits, int64_t* found);
 
   // The same two of a row whose elements are the weights themselves. There is no reference (it is
   // written as 0), and a negative weight makes its chunk's sum NaN.

@@ -1,148 +1,13 @@
 // One row pass. The build compiles this file once per instruction set, with EDLM_ISA naming it and
 // the compiler flags of that set; EDLM_ISA_WIDTH is its number of floats in a register.
-#include <cstdint>
-#include <cstring>
-
-#include "row_pass.h"
+#include "floats.h"
 
 namespace edlm::cpu::EDLM_ISA {
 namespace {
 
-constexpr int kWidth = EDLM_ISA_WIDTH;
-// Rows are padded with -inf to a multiple of this, the same for every instruction set.
-constexpr int64_t kPad = 16;
-constexpr float kMinusInf = -__builtin_inff();
 constexpr float kMaxGap = 20;
 // A moment's rounding grows with the exponents it sums.
 constexpr float kMaxMomentGap = 1;
-
-typedef float Floats __attribute__((vector_size(4 * kWidth)));
-typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
-typedef uint32_t Uints __attribute__((vector_size(4 * kWidth)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
-
-EDLM_HD Floats splat(float value) { return Floats{} + value; }
-EDLM_HD Floats max(Floats a, Floats b) { return a > b ? a : b; }
-EDLM_HD Floats min(Floats a, Floats b) { return a < b ? a : b; }
-
-EDLM_HD Floats load(const float* from) {
-  Floats value;
-  memcpy(&value, from, sizeof value);
-  return value;
-}
-EDLM_HD Uints load_words(const void* from) {
-  Halves words;
-  memcpy(&words, from, sizeof words);
-  return __builtin_convertvector(words, Uints);
-}
-EDLM_HD Floats load(const BFloat16* from) { return (Floats)(load_words(from) << 16); }
-// The vector form of to_float(Float16).
-EDLM_HD Floats load(const Float16* from) {
-  const Uints words = load_words(from);
-  const Uints sign = (words & 0x8000u) << 16;
-  const Uints magnitude = (words & 0x7fffu) << 13;
-  const Uints scaled = (Uints)((Floats)magnitude * 0x1p112f);
-  return (Floats)(sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : scaled));
-}
-// 2 * kWidth tokens, in an order of the dtype's own.
-template <class T>
-EDLM_HD void load_two(const T* from, Floats* a, Floats* b) {
-  *a = load(from);
-  *b = load(from + kWidth);
-}
-EDLM_HD void load_two(const BFloat16* from, Floats* a, Floats* b) {
-  Uints words;
-  memcpy(&words, from, sizeof words);
-  *a = (Floats)(words << 16);
-  *b = (Floats)(words & 0xffff0000u);
-}
-EDLM_HD void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
-
-// 1 / T in powers of two, and the t whose power, 2^-127, is 0 as a float.
-struct Scale {
-  Floats log2;
-  Floats lowest;
-};
-EDLM_HD Scale scale_of(float inv_temperature) {
-  const float log2 = inv_temperature * 1.44269504f;
-  return {splat(log2), splat(-127 / log2)};
-}
-
-// What exp_raised wants: t, or the lowest whose power is 0; finite but for NaN, which stays.
-EDLM_HD Floats raised(Floats t, const Scale& scale) { return max(scale.lowest, t); }
-
-EDLM_HD Floats exp_raised(Floats t, const Scale& scale) {
-  // 1.5 * 2^23 rounds to an integer when added; 127 is the bias of a float's exponent.
-  const Floats magic = splat(12582912.0f + 127.0f);
-  const Floats shifted = t * scale.log2 + magic;
-  const Floats f = t * scale.log2 - (shifted - magic);
-  // 2^f on [-1/2, 1/2], minimax of degree 5 with p(0) = 1.
-  Floats p = splat(0.001326472731307149f);
-  p = p * f + 0.009671512991189957f;
-  p = p * f + 0.05550733581185341f;
-  p = p * f + 0.24022242426872253f;
-  p = p * f + 0.6931470036506653f;
-  p = p * f + 1.0f;
-  // A product with 2^n, not an integer sum into p's exponent: NaN must stay NaN.
-  return p * (Floats)((Ints)shifted << 23);
-}
-
-// exp(t / T) for t / T <= 80: relative error below 2e-7, 0 below -87 (where fp32 exp turns
-// subnormal) and at -inf, NaN at NaN.
-EDLM_HD Floats exp_scaled(Floats t, const Scale& scale) {
-  return exp_raised(raised(t, scale), scale);
-}
-
-// op over the lanes, by halves: a chain over 16 lanes would cost more than a short row.
-template <int kLanes, class Op>
-EDLM_HD float fold(const float* lanes, Op op) {
-  if constexpr (kLanes == 1) {
-    return lanes[0];
-  } else {
-    float half[kLanes / 2];
-    for (int i = 0; i < kLanes / 2; ++i) half[i] = op(lanes[i], lanes[i + kLanes / 2]);
-    return fold<kLanes / 2>(half, op);
-  }
-}
-EDLM_HD float add_lanes(Floats value) {
-  float lanes[kWidth];
-  store(lanes, value);
-  return fold<kWidth>(lanes, [](float a, float b) { return a + b; });
-}
-EDLM_HD float max_lanes(Floats value) {
-  float lanes[kWidth];
-  store(lanes, value);
-  return fold<kWidth>(lanes, [](float a, float b) { return a > b ? a : b; });
-}
-EDLM_HD float min_lanes(Floats value) {
-  float lanes[kWidth];
-  store(lanes, value);
-  return fold<kWidth>(lanes, [](float a, float b) { return a < b ? a : b; });
-}
-
-EDLM_HD bool holds_forbidden(const Row& row, int64_t begin, int64_t count) {
-  return row.forbidden_id >= begin && row.forbidden_id < begin + count;
-}
-
-// Copies [begin, begin + count) as floats, the forbidden token as `nothing`, padded with it.
-template <class T>
-EDLM_HD int64_t copy_padded(const Row& row, int64_t begin, int64_t count, float* to,
-                            float nothing = kMinusInf) {
-  const T* from = static_cast<const T*>(row.logits) + begin;
-  const int64_t padded = ceil_div(count, kPad) * kPad;
-  for (int64_t i = padded - kPad; i < padded; i += kWidth) store(to + i, splat(nothing));
-  for (int64_t i = 0; i + kWidth <= count; i += kWidth) {
-    __builtin_prefetch(from + i + kChunk);
-    store(to + i, load(from + i));
-  }
-  if (count >= kWidth) {
-    store(to + count - kWidth, load(from + count - kWidth));  // overlaps the last whole register
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
-  }
-  if (holds_forbidden(row, begin, count)) to[row.forbidden_id - begin] = nothing;
-  return padded;
-}
 
 template <class T>
 EDLM_HD float max_of(const T* logits, int64_t count) {
@@ -315,44 +180,75 @@ void cell(const Row& row, int64_t begin, int64_t count, float reference, CellWei
   cell->add_groups();
 }
 
-// Appends the tokens from `first` on whose lanes `keep` names. Writes whole registers.
-EDLM_HD int64_t append(Floats logits, Ints keep, int64_t first, float* to, int32_t* ids,
-                       int64_t found) {
-  float logit[kWidth];
-  int32_t kept[kWidth];
-  store(logit, logits);
-  memcpy(kept, &keep, sizeof kept);
-  for (int i = 0; i < kWidth; ++i) {
-    to[found] = logit[i];
-    ids[found] = int32_t(first) + i;
-    found -= kept[i];
-  }
-  return found;
-}
-
-template <class T>
-int64_t collect_from(const T* logits, int64_t first, int64_t count, float low, float high,
-                     float* to, int32_t* ids, int64_t found) {
-  for (int64_t i = 0; i < count; i += kWidth) {
-    const Floats logit = load(logits + i);
-    const Ints keep = (logit >= splat(low)) & (logit <= splat(high));
-    found = append(logit, keep, first + i, to, ids, found);
-  }
-  return found;
-}
-
-int64_t collect(const Row& row, int64_t begin, int64_t count, float low, float high, float* logits,
-                int32_t* ids, int64_t found) {
+// Calls op(logits, padded count) for a part of a row, up to a cell: its own logits, or a copy.
+template <class Op>
+EDLM_HD auto with_cell(const Row& row, int64_t begin, int64_t count, const Op& op) {
   return with_dtype(row.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (count == kCell && !holds_forbidden(row, begin, count)) {
-      const T* const from = static_cast<const T*>(row.logits) + begin;
-      return collect_from(from, begin, kCell, low, high, logits, ids, found);
+    if (count % kPad == 0 && !holds_forbidden(row, begin, count)) {
+      return op(static_cast<const T*>(row.logits) + begin, count);
     }
     alignas(64) float buffer[kCell];
-    const int64_t padded = copy_padded<T>(row, begin, count, buffer);
-    return collect_from(buffer, begin, padded, low, high, logits, ids, found);
+    return op(static_cast<const float*>(buffer), copy_padded<T>(row, begin, count, buffer));
   });
+}
+
+template <bool kIds>
+int64_t choose(const Row& row, const Choice& choice, float* to, int32_t* ids) {
+  const Floats low = splat(choice.low), high = splat(choice.high);
+  Ints lanes{};
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i;
+  int64_t found = 0;
+  for (int64_t begin = 0; begin < row.vocab; begin += choice.step) {
+    if (choice.cell_max && choice.cell_max[begin / kCell] < choice.low) continue;
+    const int64_t count = begin + choice.run < row.vocab ? choice.run : row.vocab - begin;
+    found = with_cell(row, begin, count, [&](const auto* logits, int64_t padded) {
+      int64_t end = found;
+      for (int64_t i = 0; i < padded; i += kWidth) {
+        end += pack<kIds>(load(logits + i), low, high, lanes + int32_t(begin + i), to + end,
+                          ids + end);
+      }
+      return end;
+    });
+  }
+  return found;
+}
+int64_t choose_any(const Row& row, const Choice& choice, float* to, int32_t* ids) {
+  return ids ? choose<true>(row, choice, to, ids) : choose<false>(row, choice, to, ids);
+}
+
+template <bool kMass, class T>
+EDLM_HD double split_cell(const T* logits, int64_t count, const Split& split, const Scale& scale,
+                          float* to, int64_t* found) {
+  Floats weight{};
+  Ints number{};
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const Floats logit = load(logits + i);
+    *found += pack<false>(logit, splat(split.low), splat(split.high), Ints{}, to + *found, nullptr);
+    const Ints above = logit > splat(split.high);
+    if constexpr (kMass) {
+      weight += above ? exp_scaled(logit - splat(split.reference), scale) : Floats{};
+    } else {
+      number -= above;
+    }
+  }
+  if constexpr (kMass) return add_lanes(weight);
+  int64_t sum = 0;
+  for (int i = 0; i < kWidth; ++i) sum += number[i];
+  return double(sum);
+}
+
+template <bool kMass>
+double split(const Row& row, const Split& split, float* to, int64_t* found) {
+  const Scale scale = scale_of(row.inv_temperature);
+  double above = 0;
+  for (int64_t begin = 0; begin < row.vocab; begin += kCell) {
+    const int64_t count = begin + kCell < row.vocab ? kCell : row.vocab - begin;
+    above += with_cell(row, begin, count, [&](const auto* logits, int64_t padded) {
+      return split_cell<kMass>(logits, padded, split, scale, to, found);
+    });
+  }
+  return above;
 }
 
 // Sums a padded chunk of weights into its cells.
@@ -420,7 +316,9 @@ const RowPass kRowPass = {EDLM_ISA_NAME,
                           sum<RowPart::kMaxima>,
                           weights,
                           cell,
-                          collect,
+                          choose_any,
+                          split<true>,
+                          split<false>,
                           sum_weights,
                           weight_cell};
 

@@ -114,7 +114,7 @@ struct Cuts {
 void every_shape() {
   constexpr int64_t kRows = 3, kDraws = 4;
   for (const auto dtype : {edlm::DType::kFloat32, edlm::DType::kBFloat16, edlm::DType::kFloat16}) {
-    for (const int64_t vocab : {1, 3, 15, 16, 17, 127, 128, 129, 2047, 2048, 2049, 4500}) {
+    for (const int64_t vocab : {1, 3, 15, 16, 17, 127, 128, 129, 2047, 2048, 2049, 4500, 20011}) {
       for (const int64_t gap : {0, 1}) {
         for (const Cuts& cuts : {Cuts{}, Cuts{0, 0.7, 0}, Cuts{0, 1e-12, 0}, Cuts{5, 1, 0},
                                  Cuts{0, 1, 0.3}, Cuts{400, 0.9, 0.05}}) {
@@ -199,7 +199,7 @@ void every_shape() {
 void weights_of_every_shape() {
   constexpr int64_t kRows = 3, kDraws = 4;
   for (const auto dtype : {edlm::DType::kFloat32, edlm::DType::kBFloat16, edlm::DType::kFloat16}) {
-    for (const int64_t vocab : {1, 3, 15, 16, 17, 127, 128, 129, 2047, 2048, 2049, 4500}) {
+    for (const int64_t vocab : {1, 3, 15, 16, 17, 127, 128, 129, 2047, 2048, 2049, 4500, 20011}) {
       for (const int64_t gap : {0, 1}) {
         const int64_t stride = vocab + gap, size = edlm::size_of(dtype);
         const int64_t elements = (kRows - 1) * stride + vocab + gap;
