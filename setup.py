@@ -42,7 +42,7 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=find_packages(include=["edlm_engine", "edlm_engine.*"]),
-    package_data={"edlm_engine": ["*.so", "py.typed", "*.pyi", "assets/**/*"]},
+    package_data={"edlm_engine": ["*.so", "py.typed", "*.pyi", "assets/**/*", "serving/page.html"]},
     ext_modules=[Extension("edlm_engine._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

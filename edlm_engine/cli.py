@@ -209,6 +209,19 @@ def _demo(args: argparse.Namespace) -> None:
     demo(seed=args.seed)
 
 
+def _serve(args: argparse.Namespace) -> int:
+    from edlm_engine.serving.options import options_of
+
+    config = config_of(args)
+    options = options_of(args, config)
+    _prepare(args)
+    try:
+        from edlm_engine.serving.command import serve
+    except ImportError as error:
+        raise ImportError(f"pip install 'edlm_engine[serve]' for this command: {error}") from error
+    return serve(_engine(args), options, host=args.host, port=args.port)
+
+
 def _bench(args: argparse.Namespace) -> None:
     root = Path(__file__).resolve().parents[1]
     if not (root / "bench" / "report").is_dir():
@@ -272,6 +285,7 @@ COMMANDS = {
     "bundle": _bundle,
     "evaluate": _evaluate,
     "demo": _demo,
+    "serve": _serve,
     "bench": _bench,
     "convert": _convert,
     "info": _info,

@@ -10,6 +10,7 @@ from typing import Any
 
 from edlm_engine.evaluation.options import SWEPT, Forms, add_evaluate
 from edlm_engine.sampling.options import add_options
+from edlm_engine.serving.options import add_serve
 from edlm_engine.training.config import AdaptConfig, EnergyTrainConfig, RunConfig, TrainConfig
 from edlm_engine.version import __version__
 
@@ -109,6 +110,8 @@ def command_line() -> argparse.ArgumentParser:
     )
 
     add_evaluate(commands, _add_engine_options, _add_sampling_options)
+
+    add_serve(commands, _add_engine_options, add_options)
 
     demo = commands.add_parser("demo", help="see it work: a free text, and one with gaps filled in")
     demo.add_argument("--seed", type=int, default=0, help="of all random numbers (default 0)")

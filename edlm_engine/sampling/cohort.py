@@ -34,6 +34,7 @@ class Progress(NamedTuple):
     most_steps: int  # how many it takes at most
     nfe: int  # denoiser evaluations so far
     ess: Tensor  # [] float32: of the last energy step, NaN without one
+    log_q: Tensor | None = None  # [L] float32: with `record`, as in it
 
 
 @dataclass(eq=False)
@@ -115,6 +116,7 @@ class Cohort:
             most,
             steps * run.calls,
             ess.gather(0, last[None])[0] if len(ess) else ess.new_tensor(torch.nan),
+            None if run.recorder is None else run.recorder.log_q[row].clone(),
         )
 
     def kept(self, rows: np.ndarray) -> Cohort:
