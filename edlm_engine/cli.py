@@ -181,6 +181,13 @@ def _how_to_go_on(args: argparse.Namespace) -> str:
     return "; --resume continues from the last checkpoint" if kept else " before any checkpoint"
 
 
+def _prepare_corpus(args: argparse.Namespace) -> None:
+    from edlm_engine.training.prepare import prepare_text8
+
+    for name, count in prepare_text8(args.source, args.out).items():
+        print(f"{args.out / name}: {count:,} characters")
+
+
 def _bundle(args: argparse.Namespace) -> None:
     from edlm_engine.training.bundle import bundle
 
@@ -282,6 +289,7 @@ def _info(args: argparse.Namespace) -> None:
 COMMANDS = {
     "generate": _generate,
     "train": _train,
+    "prepare": _prepare_corpus,
     "bundle": _bundle,
     "evaluate": _evaluate,
     "demo": _demo,

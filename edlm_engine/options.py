@@ -27,7 +27,8 @@ HELP = {
     "out": "folder of the run; its model is ready for --model or --energy",
     "held_out": "patterns of file names to measure the loss on, not to train on",
     "unwrap": "join the wrapped lines of plain-text books, a paragraph a line",
-    "tokenizer": "use this tokenizer.json instead of training one",
+    "tokenizer": "use this tokenizer.json instead of training one; or characters: a token for each "
+    "character of the training files",
     "vocab_size": "tokens of the tokenizer to train",
     "length": "tokens per window, the longest text of the model",
     "hidden_dim": "width of the model, a multiple of 2 * heads; an energy's weights then are fresh",
@@ -63,6 +64,7 @@ HELP = {
     "start": "folder of an adapted run to begin with",
     "denoiser": "folder, file or hub id of the frozen denoiser (default: the bundled one)",
     "negatives": "candidates drawn from the denoiser for each window",
+    "redraws": "windows with a few positions drawn anew, to be told from each window too",
 }
 
 
@@ -94,6 +96,12 @@ def command_line() -> argparse.ArgumentParser:
     kinds = train.add_subparsers(dest="kind", required=True)
     for kind, about in TRAINED.items():
         _add_train_options(kinds.add_parser(kind, help=about), train_config(kind))
+
+    about = "text8 in three files, to train on, to validate and to test"
+    prepare = commands.add_parser("prepare", help=about, description=about)
+    prepare.add_argument("corpus", choices=("text8",), help="what it is")
+    prepare.add_argument("source", type=Path, help="text8 or its beginning: .zip, .gz, .xz, plain")
+    prepare.add_argument("out", type=Path, help="folder of train.txt, valid.txt and test.txt")
 
     bundle = commands.add_parser(
         "bundle", help="put a trained denoiser and its energies together as one folder"

@@ -1,4 +1,4 @@
-"""Byte-level BPE text <-> token ids, a thin layer over the `tokenizers` library."""
+"""Text <-> token ids by byte-level BPE or by characters: a thin layer over `tokenizers`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Container, Iterable
 from itertools import groupby
 from pathlib import Path
 
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPETokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN_MARK = "\u2588"
+CHARACTERS = "characters"  # for a file: a tokenizer of the characters of the text
+CHARACTERS_AT_ONCE = 1 << 16  # some 200 bytes of memory each
 
 
 class Tokenizer:
@@ -19,11 +21,17 @@ class Tokenizer:
 
     That token is `<|endoftext|>`, or `bos_id` where another model's tokenizer has another. Any text
     is encoded and decoded without loss where every byte is in the vocabulary, as here.
+
+    One of characters (`of_characters`) has nothing but these: its texts are streams without ends,
+    and `bos_id`, which starts the autoregressive model, is the id after the last, as the mask is.
     """
 
     def __init__(self, bpe: BPETokenizer, bos_id: int | None = None) -> None:
         if bos_id is None:
             bos_id = bpe.token_to_id(END_OF_TEXT)
+        self._pieces = None
+        if bos_id is None and all(len(token) == 1 for token in bpe.get_vocab()):
+            bos_id, self._pieces = bpe.get_vocab_size(), CHARACTERS_AT_ONCE
         if bos_id is None:
             raise ValueError(f"the tokenizer must have the token {END_OF_TEXT}, it has none")
         self._bpe = bpe
@@ -34,9 +42,28 @@ class Tokenizer:
         """Number of tokens; ids are 0 .. vocab_size - 1. The mask of a denoiser is not one."""
         return self._bpe.get_vocab_size()
 
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends documents, None where none does."""
+        return self.bos_id if self.bos_id is not None and self.bos_id < self.vocab_size else None
+
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no special token is put around it."""
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        """Ids of the text alone: no special token is put around it.
+
+        Raises ValueError for characters that a tokenizer of characters does not have.
+        """
+        size = self._pieces or max(1, len(text))
+        parts = (text[start : start + size] for start in range(0, len(text), size))
+        return [i for part in parts for i in self._encode(part)]
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return self._bpe.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises plain Exception
+            unknown = sorted(set(text) - self._bpe.get_vocab(True).keys())
+            raise ValueError(
+                f"text must be of tokens of the tokenizer, it has {unknown[:8]} ({error})"
+            ) from error
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name in the vocabulary, None if it has none."""
@@ -103,6 +130,17 @@ class Tokenizer:
         )
         bpe.train_from_iterator(texts, trainer)
         return cls(bpe)
+
+    @classmethod
+    def of_characters(cls, texts: Iterable[str]) -> Tokenizer:
+        """A token for each character that is in the texts, by code point from id 0."""
+        characters = sorted(set().union(*texts))
+        if not characters:
+            raise ValueError("texts must hold a character, they are empty")
+        level = BPETokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}))
+        level.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        level.decoder = decoders.Fuse()
+        return cls(level)
 
 
 def require_same_tokens(path: Path, other: Path, ignored: Container[int]) -> None:

@@ -72,9 +72,9 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """A denoiser or an AR model of our own, from nothing. `RunConfig` has the common settings.
 
-    `tokenizer` names an existing one; without it a BPE of `vocab_size` tokens is trained on the
-    training files. `optimizer="muon"` updates the matrices inside the blocks by Muon and all else
-    by AdamW.
+    `tokenizer` names an existing one, or is "characters": each character of the training files is a
+    token, and nothing ends them. Without it a BPE of `vocab_size` tokens is trained on them.
+    `optimizer="muon"` updates the matrices inside the blocks by Muon and all else by AdamW.
     """
 
     tokenizer: str | None = None
@@ -149,6 +149,8 @@ class EnergyTrainConfig(RunConfig):
     denoiser: folder, file or hub id of the frozen denoiser; None is the bundled one. Its tokenizer
         is the energy's.
     negatives: candidates drawn from it for each window.
+    redraws: further ones that keep the window but for a few positions, and are compared with it:
+        what whole candidates no longer teach once all are told from text. 0 is the paper's loss.
     blocks: the energy starts with the denoiser's weights, of all its blocks or its first ones.
     hidden_dim: with a number, the energy has fresh weights in this width, and `blocks`, `heads` and
         `cond_dim` of its own.
@@ -157,6 +159,7 @@ class EnergyTrainConfig(RunConfig):
 
     denoiser: str | None = None
     negatives: int = 1
+    redraws: int = 0
     hidden_dim: int | None = None
     blocks: int | None = None
     heads: int | None = None
@@ -170,6 +173,7 @@ class EnergyTrainConfig(RunConfig):
         require("data", len(self.data) > 0, "at least one file or folder", self.data)
         require("optimizer", self.optimizer in ("adamw", "muon"), "adamw or muon", self.optimizer)
         require("negatives", self.negatives >= 1, ">= 1", self.negatives)
+        require("redraws", self.redraws >= 0, ">= 0", self.redraws)
         for name in ("hidden_dim", "blocks", "heads"):
             value = getattr(self, name)
             require(name, value is None or value >= 1, "None or >= 1", value)

@@ -98,8 +98,8 @@ def text_stream(config: RunConfig, texts: Sequence[str], tokenizer: Tokenizer) -
 
 
 def token_stream(texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
-    """All documents, each ended by `<|endoftext|>`, as one int32 tensor."""
-    end = np.array([tokenizer.bos_id], dtype=np.int32)
+    """All documents, each ended by the token for that if there is one, as one int32 tensor."""
+    end = np.array([] if tokenizer.end_id is None else [tokenizer.end_id], dtype=np.int32)
     parts = [part for text in texts for part in (np.array(tokenizer.encode(text), np.int32), end)]
     return torch.from_numpy(np.concatenate(parts))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edlm_engine.checkpoints.files import TOKENIZER
 from edlm_engine.checkpoints.native import Model, save_model
-from edlm_engine.checkpoints.tokenizer import Tokenizer
+from edlm_engine.checkpoints.tokenizer import CHARACTERS, Tokenizer
 from edlm_engine.models import ARConfig, AutoregressiveTransformer, DiT, DiTConfig
 from edlm_engine.training import adapt, nce
 from edlm_engine.training.config import AdaptConfig, EnergyTrainConfig, RunConfig, TrainConfig
@@ -43,6 +43,8 @@ def _tokenizer(config: TrainConfig, texts: list[str]) -> Tokenizer:
     kept = Path(config.out) / TOKENIZER
     if config.resume and kept.is_file():
         return Tokenizer.from_file(kept)
+    if config.tokenizer == CHARACTERS:
+        return Tokenizer.of_characters(texts)
     if config.tokenizer is not None:
         return Tokenizer.from_file(config.tokenizer)
     return Tokenizer.train(texts, config.vocab_size)
@@ -68,9 +70,14 @@ def _denoiser(config: TrainConfig, tokenizer: Tokenizer) -> DiT:
 
 
 def _ar(config: TrainConfig, tokenizer: Tokenizer) -> AutoregressiveTransformer:
-    """A fresh AR model from `config.seed`, with the tokenizer's BOS in front."""
+    """A fresh AR model from `config.seed`, with the tokenizer's BOS in front.
+
+    Where that is no token of the text, it has a row of its own and is never predicted.
+    """
     torch.manual_seed(config.seed)
-    sizes = {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id, **_sizes(config)}
+    vocab, bos = tokenizer.vocab_size, tokenizer.bos_id
+    sizes = {"vocab_size": max(vocab, bos + 1), "bos_id": bos, **_sizes(config)}
+    sizes["forbidden_id"] = -1 if bos < vocab else bos
     return AutoregressiveTransformer(ARConfig(**sizes))
 
 

@@ -21,14 +21,16 @@ class Contrast(nn.Module):
     """The energy in training, and the frozen denoiser that draws what it is to tell from data.
 
     The denoiser stays in eval mode, and draws by the engine's own op with the arithmetic of the
-    engine, so that the energy learns the very law that it will correct.
+    engine, so that the energy learns the very law that it will correct. `redraws`: see `nce_loss`.
     """
 
-    def __init__(self, denoiser: Any, energy: EnergyTransformer, negatives: int) -> None:
+    def __init__(
+        self, denoiser: Any, energy: EnergyTransformer, negatives: int, redraws: int = 0
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser.requires_grad_(False)
         self.energy = energy
-        self.negatives = negatives
+        self.negatives, self.redraws = negatives, redraws
         self.train()
 
     def train(self, mode: bool = True) -> Contrast:
@@ -44,13 +46,13 @@ class Contrast(nn.Module):
         return self.energy.energies(x0, xt, sigma)
 
     @torch.no_grad()
-    def draw(self, xt: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
-        """`negatives` candidates [B, n, L] of xt [B, L] at sigma [B].
+    def draw(self, xt: Tensor, sigma: Tensor, seeds: Tensor, count: int | None = None) -> Tensor:
+        """`count` candidates [B, n, L], by default `negatives`, of xt [B, L] at sigma [B].
 
         Candidate j of a row is a pure function of its tokens, sigma and seed, and of j: `seeds` [B]
         int64, on the CPU.
         """
-        masked = xt == self.mask_id
+        masked, count = xt == self.mask_id, self.negatives if count is None else count
         keys = ops.stream_keys(seeds[:, None], torch.arange(xt.shape[1])).to(xt.device)[masked]
         options: dict[str, Any] = {"forbidden_id": self.mask_id}
         with torch.autocast(xt.device.type, enabled=False):
@@ -58,13 +60,11 @@ class Contrast(nn.Module):
                 weight, bias = self.denoiser.head
                 hidden = self.denoiser.hidden(xt, sigma)[masked]
                 options["bias"] = bias
-                drawn, _ = ops.head_sample_candidates(
-                    hidden, weight, keys, self.negatives, **options
-                )
+                drawn, _ = ops.head_sample_candidates(hidden, weight, keys, count, **options)
             else:
                 logits = self.denoiser.logits(xt, sigma)[masked]
-                drawn, _ = ops.sample_candidates(logits, keys, self.negatives, **options)
-        x0 = xt[:, None].repeat(1, self.negatives, 1)
+                drawn, _ = ops.sample_candidates(logits, keys, count, **options)
+        x0 = xt[:, None].repeat(1, count, 1)
         rows, places = masked.nonzero(as_tuple=True)
         x0[rows, :, places] = drawn
         return x0
@@ -85,7 +85,7 @@ def build(config: EnergyTrainConfig, tokens: Tokenizer) -> Contrast:
     require("length", config.length <= longest, f"<= {longest}, the denoiser's", config.length)
     torch.manual_seed(config.seed)
     energy = _like_the_denoiser(config) if config.hidden_dim is None else _fresh(config, denoiser)
-    return Contrast(denoiser, energy, config.negatives)
+    return Contrast(denoiser, energy, config.negatives, config.redraws)
 
 
 def _like_the_denoiser(config: EnergyTrainConfig) -> EnergyTransformer:

@@ -70,9 +70,14 @@ def ar_loss(
 
 
 def nce_energies(
-    model: Contrast, x0: Tensor, random: torch.Generator, energies: Callable[..., Tensor]
+    model: Contrast,
+    x0: Tensor,
+    random: torch.Generator,
+    energies: Callable[..., Tensor],
+    redraws: int = 0,
 ) -> Tensor:
-    """Energies [B, 1 + n] of windows x0 [B, L] and of n draws at their masked positions.
+    """Energies [B, 1 + n + redraws] of windows x0 [B, L] and of n draws at their masked positions,
+    then of the windows with a few of these drawn anew (`few_redrawn`).
 
     Rows are masked at stratified times t ~ U(0, 1) (`mask_tokens`), and t given the number n of
     masked positions is Beta(n + 1, L - n + 1): the (n + 1)-th of L + 1 sorted uniforms.
@@ -82,8 +87,22 @@ def nce_energies(
     times = torch.rand(rows, length + 1, generator=random).sort(1).values.to(x0.device)
     sigma = LogLinearSchedule().sigma(times.gather(1, count[:, None])[:, 0])
     seeds = torch.randint(2**62, (rows,), generator=random)
-    candidates = torch.cat((x0[:, None], model.draw(xt, sigma, seeds)), dim=1)
-    return energies(candidates, xt, sigma)
+    drawn = model.draw(xt, sigma, seeds, model.negatives + redraws)
+    if redraws:
+        few = few_redrawn(xt == model.mask_id, redraws, random)
+        drawn[:, model.negatives :] = torch.where(few, drawn[:, model.negatives :], x0[:, None])
+    return energies(torch.cat((x0[:, None], drawn), dim=1), xt, sigma)
+
+
+def few_redrawn(masked: Tensor, redraws: int, random: torch.Generator) -> Tensor:
+    """Masks [B, redraws, L] of m of the n masked positions of each row, log m uniform to log n."""
+    rows, length = masked.shape
+    count = masked.sum(1).cpu()[:, None]
+    u = torch.rand(rows, redraws, generator=random)
+    few = ((count + 1).log() * u).exp().floor().minimum(count)[..., None].to(masked.device)
+    order = torch.rand(rows, redraws, length, generator=random).to(masked.device)
+    rank = order.masked_fill(~masked[:, None], 2.0).argsort(2).argsort(2)
+    return rank < few
 
 
 def nce_loss(
@@ -93,8 +112,17 @@ def nce_loss(
 
     The second term is the mean over the draws, however many: where the loss is least, E is
     -log p_data(x0 | xt) / p_theta(x0 | xt), without an offset.
+
+    With `model.redraws`, plus the mean over them of -log sigma(E(redrawn) - E(data)): conditional
+    NCE (Ceylan and Gutmann, 2018), which is least at the same E, for of a text and one that differs
+    from it in positions A the former is the data with odds of p_data(x0) p_theta(x_A') to
+    p_data(x') p_theta(x_A). Whole draws are soon told from text at any E that is low enough, and
+    then teach nothing of how candidates compare; few redrawn tokens stay hard to find.
     """
-    return _contrast_loss(nce_energies(model, x0, random, energies))
+    found = nce_energies(model, x0, random, energies, model.redraws)
+    whole, few = found[:, : 1 + model.negatives], found[:, 1 + model.negatives :]
+    loss = _contrast_loss(whole)
+    return loss + F.softplus(whole[:, :1] - few).mean() if model.redraws else loss
 
 
 def _contrast_loss(energies: Tensor) -> Tensor:

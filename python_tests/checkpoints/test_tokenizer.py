@@ -79,3 +79,18 @@ def test_errors_name_the_file(tmp_path):
         Tokenizer.from_gpt2(tmp_path / "vocab.json", tmp_path / "merges.txt")
     with pytest.raises(ValueError, match="vocab_size must be >= 257"):
         Tokenizer.train(TEXTS, 256)
+
+
+def test_characters(tmp_path):
+    tokenizer = Tokenizer.of_characters(["bad cab", "a\nb"])
+    assert tokenizer.vocab_size == tokenizer.bos_id == 6 and tokenizer.end_id is None
+    assert tokenizer.encode("a cab\n") == [2, 1, 4, 2, 3, 0]
+    assert tokenizer.decode([2, 1, 6, 4]) == f"a {UNKNOWN_MARK}c"
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.from_file(tmp_path)
+    text = "abcd" * 50_000  # longer than what is encoded at once
+    assert again.bos_id == 6 and again.decode(again.encode(text)) == text
+    with pytest.raises(ValueError, match=r"it has \['X', 'é'\]"):
+        again.encode("Xébad")
+    with pytest.raises(ValueError, match="must hold a character"):
+        Tokenizer.of_characters([""])

@@ -117,6 +117,34 @@ def by_hand(model):
     return energy
 
 
+def test_few_redrawn_positions_teach_the_same_ratio(tiny, joint):
+    """Conditional NCE alone, of a table of energies: the log-ratio up to constants of xt."""
+    vocab, every = tiny.vocab, list(joint)
+    table = torch.zeros(vocab**4, requires_grad=True)
+    powers = vocab ** torch.arange(4)
+
+    def energies(x0, xt, sigma):
+        both = torch.cat((x0, xt[:, None].expand_as(x0)), dim=2)
+        return table[(both * powers).sum(2)]
+
+    model = Contrast(Table(tiny), network(tiny), 1, redraws=8)
+    text, law = torch.tensor(every), torch.tensor(list(joint.values())).cumsum(0)
+    optimizer = torch.optim.Adam([table])
+    for step in range(120):
+        u = (torch.arange(512) + torch.rand(1, generator=generator(step))).double() / 512
+        x0 = text[torch.searchsorted(law, u).clamp(max=len(text) - 1)]
+        found = nce_energies(model, x0, generator(step), energies, redraws=8)
+        torch.nn.functional.softplus(found[:, :1] - found[:, 2:]).mean().backward()
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / 120)
+        optimizer.step()
+        optimizer.zero_grad()
+    for xt in [(MASK, MASK), (MASK, tiny.tokens[0]), (tiny.tokens[1], MASK)]:
+        fitting = completions(tiny, xt)
+        wanted = np.array([log_ratio(tiny, joint, x0, xt) for x0 in fitting])
+        got = -energies(torch.tensor([fitting]), torch.tensor([xt]), None)[0].detach().numpy()
+        assert np.std(wanted - got) < 0.15 * np.std(wanted) and np.std(wanted) > 0.5
+
+
 def test_it_brings_whole_sequences_closer_to_the_law_of_the_text(tiny, joint, learned):
     """By exact enumeration of the sampler, at two steps: total variation from the joint law."""
     times = [1.0, 0.5]
