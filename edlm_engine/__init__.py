@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from edlm_engine.version import __version__
 
 if TYPE_CHECKING:
-    from edlm_engine import arrays, drop_in, likelihood, metrics, ops, reference
+    from edlm_engine import arrays, drop_in, jobs, likelihood, metrics, ops, ray, reference
     from edlm_engine.energies.classifier import ClassifierEnergy
     from edlm_engine.energies.constraint import ConstraintEnergy, TokenCountEnergy
     from edlm_engine.energies.nce import NCEEnergy
@@ -44,9 +44,11 @@ __all__ = [
     "TokenCountEnergy",
     "arrays",
     "drop_in",
+    "jobs",
     "likelihood",
     "metrics",
     "ops",
+    "ray",
     "reference",
     "tilted",
 ]

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edlm_engine.jobs.options import check_job_options
 from edlm_engine.options import command_line, train_config
 from edlm_engine.sampling.options import config_of
 
 if TYPE_CHECKING:
-    from edlm_engine import Generation
+    pass
 
 # Nothing here imports torch before a command runs: `edlm --help` answers at once.
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
@@ -102,6 +103,7 @@ def _engine(args: argparse.Namespace):
 
 def _generate(args: argparse.Namespace) -> None:
     _require("--num", args.num, 1)
+    check_job_options(args)
     if args.record and not args.json:
         raise ValueError("--record must come with --json, which prints it")
     if args.stream and args.num != 1:
@@ -110,7 +112,13 @@ def _generate(args: argparse.Namespace) -> None:
         raise ValueError("--watch shows the progress: leave --progress out")
     config = config_of(args)
     _prepare(args)
+    if args.out is not None:
+        from edlm_engine.jobs.command import generate_job
+
+        generate_job(args, _engine, config)
+        return
     from edlm_engine import watch
+    from edlm_engine.printed import print_json, print_text
 
     given: dict[str, Any] = {"config": config, "prompt": args.prompt, "suffix": args.suffix}
     if args.stream:
@@ -128,31 +136,9 @@ def _generate(args: argparse.Namespace) -> None:
         records = None if out.record is None else out.record.to_dicts()
     for number, (out, b) in enumerate(rows, start=1):
         if args.json:
-            kept = {} if records is None else {"record": records[b]}
-            print(json.dumps(_facts(out, b) | {"tokens": out.sequences[b].tolist()} | kept))
+            print_json(out, b, None if records is None else records[b])
         else:
-            _print_text(f"{number} of {args.num}", out, b)
-
-
-def _facts(out: Generation, b: int) -> dict[str, Any]:
-    ess = out.ess[b][~out.ess[b].isnan()]
-    return {
-        "text": out.texts[b] if out.texts else None,
-        "seed": int(out.seeds[b]),
-        "nfe": int(out.nfe[b]),
-        "energy_evaluations": int(out.energy_evaluations[b]),
-        "mean_ess": ess.mean().item() if len(ess) else None,
-    }
-
-
-def _print_text(title: str, out: Generation, b: int) -> None:
-    facts = _facts(out, b)
-    ess_note = "" if facts["mean_ess"] is None else f", mean ESS {facts['mean_ess']:.2f}"
-    print(
-        f"--- {title}: {facts['nfe']} denoiser evaluations, "
-        f"{facts['energy_evaluations']} candidates scored{ess_note}"
-    )
-    print(facts["text"] if out.texts else out.sequences[b].tolist())
+            print_text(f"{number} of {args.num}", out, b)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -175,6 +161,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _how_to_go_on(args: argparse.Namespace) -> str:
+    if args.command == "generate" and args.out is not None:
+        return "; the same command goes on"
     if args.command != "train":
         return ""
     kept = any((Path(args.out) / "checkpoint").glob("step-*"))

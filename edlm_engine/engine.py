@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
@@ -29,6 +28,7 @@ from edlm_engine.models.denoiser import Denoiser, device_of
 from edlm_engine.sampling.canvas import Chat, Tokens, drawn_seeds, sequence_seeds
 from edlm_engine.sampling.cohort import Cohort
 from edlm_engine.sampling.config import GenerationConfig, as_config
+from edlm_engine.sampling.each import generate_requests
 from edlm_engine.sampling.generation import Generation
 from edlm_engine.sampling.request import Request, as_request, first_xt
 from edlm_engine.sampling.schedule import LogLinearSchedule
@@ -272,21 +272,15 @@ class Engine:
 
         Raises what `generate` raises for the first request that does not fit, or fails.
         """
-        session = Session(self, max_sequences=batch_size)
-        waiting = deque(as_request(request) for request in requests)
-        for request in waiting:
+        checked = [as_request(request) for request in requests]
+        for request in checked:
             as_config(request.config)
         generations: dict[int, Generation] = {}
-        while waiting or len(session):
-            while waiting and (batch_size is None or len(session) < batch_size):
-                session.add(waiting.popleft())
-            session.step()
-            for done in session.finished():
-                if done.error is not None:
-                    raise done.error
-                assert done.generation is not None
-                generations[done.handle] = done.generation
-        return [generations[handle] for handle in sorted(generations)]
+        for number, result in generate_requests(self, checked, batch_size):
+            if isinstance(result, Exception):
+                raise result
+            generations[number] = result
+        return [generations[number] for number in sorted(generations)]
 
     def session(
         self, *, max_sequences: int | None = None, max_tokens: int | None = None

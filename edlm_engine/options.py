@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edlm_engine.evaluation.options import SWEPT, Forms, add_evaluate
+from edlm_engine.jobs.options import add_job_options
 from edlm_engine.sampling.options import add_options
 from edlm_engine.serving.options import add_serve
 from edlm_engine.training.config import AdaptConfig, EnergyTrainConfig, RunConfig, TrainConfig
@@ -76,7 +77,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edlm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    generate = commands.add_parser("generate", help="print generated text")
+    generate = commands.add_parser("generate", help="print generated text, or write much of it")
     _add_engine_options(generate)
     add_options(generate, further=True)
     generate.add_argument("--num", type=int, default=1, help="sequences (default 1)")
@@ -91,6 +92,7 @@ def command_line() -> argparse.ArgumentParser:
     shown.add_argument(
         "--stream", action="store_true", help="print the text alone, each word as soon as it stands"
     )
+    add_job_options(generate)
 
     train = commands.add_parser("train", help="train a model on text files")
     kinds = train.add_subparsers(dest="kind", required=True)
