@@ -211,10 +211,11 @@ def _serve(args: argparse.Namespace) -> int:
     options = options_of(args, config)
     _prepare(args)
     try:
-        from edlm_engine.serving.command import serve
+        from edlm_engine.serving.command import bound, serve
     except ImportError as error:
         raise ImportError(f"pip install 'edlm_engine[serve]' for this command: {error}") from error
-    return serve(_engine(args), options, host=args.host, port=args.port)
+    with bound(args.host, args.port) as own:
+        return serve(_engine(args), options, own)
 
 
 def _bench(args: argparse.Namespace) -> None:

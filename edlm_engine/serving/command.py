@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,13 +28,11 @@ CONNECTIONS = 1024
 class Server(uvicorn.Server):
     """Stops at the first signal when what runs has ended, at the second at once."""
 
-    def __init__(self, engine: Engine, options: ServeOptions, host: str, port: int):
+    def __init__(self, engine: Engine, options: ServeOptions):
         self.app = create_app(engine, options)
         self.scheduler, self.options = self.app.state.scheduler, options
         config = uvicorn.Config(
             self.app,
-            host=host,
-            port=port,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -44,8 +44,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
-            for socket in server.sockets:
-                host, port = socket.getsockname()[:2]
+            for each in server.sockets:
+                host, port = each.getsockname()[:2]
                 where = f"[{host}]" if ":" in host else host
                 print(f"edlm serve: {self.options.name} at http://{where}:{port}", flush=True)
 
@@ -62,6 +62,9 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """A signal that was heeded is not raised again: to stop when asked is success."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals come to the main thread alone
+            return
         before = {each: signal.signal(each, self.handle_exit) for each in STOPPING}
         try:
             yield
@@ -75,8 +78,22 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(engine: Engine, options: ServeOptions, *, host: str, port: int) -> int:
-    """Serve until a signal says stop; the exit status. Raises OSError for a port that is taken."""
-    server = Server(engine, options, host, port)
-    asyncio.run(server.serve())
-    return 0 if server.started else 1
+def bound(host: str, port: int) -> socket.socket:
+    """A socket for that address, before a model is loaded. Raises OSError if it cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        own = socket.socket(family, kind, protocol)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{host} port {port} cannot be had: {reason}") from error
+    return own
+
+
+def serve(engine: Engine, options: ServeOptions, own: socket.socket) -> int:
+    """Serve until a signal says stop; the exit status."""
+    server = Server(engine, options)
+    asyncio.run(server.serve(sockets=[own]))
+    return 0 if server.started and not server.force_exit else 1

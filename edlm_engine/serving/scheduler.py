@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edlm_engine.execution.memory import gibibytes
@@ -220,22 +221,44 @@ class Scheduler:
                     needs.pop()
                     break
                 entering.append(self._queue.popleft())
+        entering = [ticket for ticket in entering if not ticket.done]
         for ticket in entering:
-            if not ticket.done:
-                self._begin(ticket)
+            ticket.begun = time.monotonic()
+            self.metrics.queue_seconds.observe(ticket.begun - ticket.arrived)
+        if entering and not self._begin(entering):
+            for ticket in entering:
+                self._begin([ticket])
         self.metrics.memory_used.set(total(needs) if needs else 0)
 
-    def _begin(self, ticket: Ticket) -> None:
-        ticket.begun = time.monotonic()
-        self.metrics.queue_seconds.observe(ticket.begun - ticket.arrived)
+    def _begin(self, tickets: list[Ticket]) -> bool:
+        """Let sequences join the session; False if one of several failed, and none joined.
+
+        One alone that fails ends with its error.
+        """
+        handles = [self._session.start(t.config, t.xt, t.seed)[0] for t in tickets]
         try:
-            (handle,) = self._session.start(ticket.config, ticket.xt, ticket.seed)
-            self._session.progress(handle)  # plans it, so that what fails there is its own
+            self._session.progress(handles[-1])  # plans them, so that what fails there shows here
         except Exception as error:
-            ticket.end(error)
-            return
-        ticket.handle = handle
-        self._running[handle] = ticket
+            for handle in handles:
+                with suppress(KeyError):  # those after it were not even planned
+                    self._session.cancel(handle)
+            if len(tickets) == 1:
+                tickets[0].end(error)
+            self._end_lost(error)
+            return False
+        for ticket, handle in zip(tickets, handles, strict=True):
+            ticket.handle = handle
+            self._running[handle] = ticket
+        return True
+
+    def _end_lost(self, error: Exception) -> None:
+        """End those that a failed join has taken with it: nobody is to wait for ever."""
+        for handle, ticket in list(self._running.items()):
+            try:
+                self._session.progress(handle)
+            except KeyError:
+                del self._running[handle]
+                ticket.end(error)
 
     def _step(self) -> None:
         if not self._running:

@@ -49,7 +49,7 @@ class Asked(Body):
     """What both endpoints take."""
 
     model: str | None = None
-    n: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=1024)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
