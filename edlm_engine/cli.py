@@ -205,17 +205,13 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from edlm_engine.serving.options import options_of
-
     config = config_of(args)
-    options = options_of(args, config)
     _prepare(args)
     try:
-        from edlm_engine.serving.command import bound, serve
+        from edlm_engine.serving.command import run
     except ImportError as error:
         raise ImportError(f"pip install 'edlm_engine[serve]' for this command: {error}") from error
-    with bound(args.host, args.port) as own:
-        return serve(_engine(args), options, own)
+    return run(args, config, _engine)
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.serving.app import create_app
-from edlm_engine.serving.options import ServeOptions
+from edlm_engine.serving.options import ServeOptions, options_of
 
 if TYPE_CHECKING:
     from edlm_engine.engine import Engine
@@ -78,22 +80,31 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def run(
+    args: argparse.Namespace,
+    config: GenerationConfig,
+    engine_of: Callable[[argparse.Namespace], Engine],
+) -> int:
+    """`edlm serve` with these arguments; the exit status. What can be wrong without a model is
+    found before one is loaded."""
+    options = options_of(args, config)
+    with bound(args.host, args.port) as own:
+        server = Server(engine_of(args), options)
+        asyncio.run(server.serve(sockets=[own]))
+    return 0 if server.started and not server.force_exit else 1
+
+
 def bound(host: str, port: int) -> socket.socket:
     """A socket for that address, before a model is loaded. Raises OSError if it cannot be had."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port must be in [0, 65535], got {port}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         own = socket.socket(family, kind, protocol)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         own.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"{host} port {port} cannot be had: {reason}") from error
     return own
-
-
-def serve(engine: Engine, options: ServeOptions, own: socket.socket) -> int:
-    """Serve until a signal says stop; the exit status."""
-    server = Server(engine, options)
-    asyncio.run(server.serve(sockets=[own]))
-    return 0 if server.started and not server.force_exit else 1

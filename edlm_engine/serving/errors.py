@@ -6,8 +6,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from edlm_engine.serving.scheduler import Closed, QueueFull, Refused, WaitedTooLong
-from edlm_engine.serving.ticket import Cancelled
+from edlm_engine.serving.refusals import Cancelled, Closed, QueueFull, Refused, WaitedTooLong
 
 INVALID = "invalid_request_error"
 

@@ -20,32 +20,13 @@ from edlm_engine.sampling.session import Session
 from edlm_engine.serving.memory import default_budget, need_of, total
 from edlm_engine.serving.metrics import Metrics
 from edlm_engine.serving.options import ServeOptions
-from edlm_engine.serving.ticket import Cancelled, Snapshot, Ticket
+from edlm_engine.serving.refusals import Cancelled, Closed, QueueFull, WaitedTooLong
+from edlm_engine.serving.ticket import Snapshot, Ticket
 
 if TYPE_CHECKING:
     from edlm_engine.engine import Engine
 
 log = logging.getLogger(__name__)
-
-
-class Refused(RuntimeError):
-    """Not now: it is worth a try after `retry_after` seconds."""
-
-    def __init__(self, message: str, retry_after: float):
-        super().__init__(message)
-        self.retry_after = max(1, math.ceil(retry_after))
-
-
-class QueueFull(Refused):
-    """More wait already than may wait."""
-
-
-class WaitedTooLong(Refused):
-    """It waited for as long as a sequence may."""
-
-
-class Closed(Refused):
-    """The scheduler takes nothing more, or it did not let this end before it stopped."""
 
 
 class Scheduler:

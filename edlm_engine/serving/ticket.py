@@ -15,10 +15,6 @@ from edlm_engine.sampling.generation import Generation
 from edlm_engine.serving.memory import Need
 
 
-class Cancelled(RuntimeError):
-    """The sequence was taken out before its end."""
-
-
 class Snapshot(NamedTuple):
     """A sequence after a step, on the host."""
 

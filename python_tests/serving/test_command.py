@@ -69,7 +69,7 @@ def test_what_cannot_be_served_is_said_before_a_model_is_loaded(capsys, monkeypa
         for options, message in [
             (["--port", port], f"127.0.0.1 port {port} cannot be had: Address already in use"),
             (["--host", "256.1.1.1"], "256.1.1.1 port 8000 cannot be had"),
-            (["--port", "99999"], "port 99999 cannot be had"),
+            (["--port", "99999"], "--port must be in [0, 65535], got 99999"),
             (["--max-queue", "0"], "max_queue must be >= 1, got 0"),
             (["--memory", "0"], "--memory must be > 0"),
             (["--candidates", "0"], "num_candidates must be >= 1"),

@@ -16,8 +16,8 @@ from edlm_engine.sampling.cohort import Waiting
 from edlm_engine.serving import scheduler as scheduling
 from edlm_engine.serving.memory import WORKSPACE, Need, need_of, total
 from edlm_engine.serving.options import ServeOptions
-from edlm_engine.serving.scheduler import Closed, QueueFull, Scheduler, WaitedTooLong
-from edlm_engine.serving.ticket import Cancelled
+from edlm_engine.serving.refusals import Cancelled, Closed, QueueFull, WaitedTooLong
+from edlm_engine.serving.scheduler import Scheduler
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 SOON = 30.0
