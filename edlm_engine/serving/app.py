@@ -35,6 +35,11 @@ KINDS: dict[str, tuple[type[Any], type[Shape]]] = {
     "completions": (CompletionBody, Completion),
     "chat/completions": (ChatBody, Chat),
 }
+# The page loads nothing, talks to this server alone, and is no part of another page.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 BODY_SECONDS = 30.0  # to send a body in
 
 
@@ -89,9 +94,9 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
     def metrics() -> Response:
         return Response(scheduler.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", response_class=HTMLResponse)
-    def index() -> str:
-        return page
+    @app.get("/")
+    def index() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": PAGE_POLICY})
 
     @app.exception_handler(ApiError)
     async def told(_: Request, error: ApiError) -> Response:
