@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from edlm_engine.serving.answers import Chat, Completion, Shape, usage_of
 from edlm_engine.serving.bearer import BearerOnly
@@ -183,6 +184,8 @@ async def _body(request: Request, limit: int) -> bytes:
 
     try:
         return await asyncio.wait_for(all_of_it(), BODY_SECONDS)
+    except ClientDisconnect:
+        raise ApiError(499, "the client is gone") from None
     except asyncio.TimeoutError:
         message = f"the body must come within {BODY_SECONDS:g} s"
         raise ApiError(408, message, code="body_timeout") from None

@@ -17,6 +17,7 @@ import uvicorn
 from edlm_engine.sampling.config import GenerationConfig
 from edlm_engine.serving.app import create_app
 from edlm_engine.serving.options import ServeOptions, options_of
+from edlm_engine.serving.protocol import Protocol
 
 if TYPE_CHECKING:
     from edlm_engine.engine import Engine
@@ -35,6 +36,7 @@ class Server(uvicorn.Server):
         self.scheduler, self.options = self.app.state.scheduler, options
         config = uvicorn.Config(
             self.app,
+            http=Protocol,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -225,7 +225,8 @@ def _blamed(error: Exception, body: Asked) -> ApiError:
     if word in FIELDS:
         names = (word, *asked.get(word, ()))
         found = (name for name in names if getattr(body, name, None) is not None)
-        param = next(found, f"edlm.{word}")
+        own = f"edlm.{word}"
+        param = own if word in body.edlm else next(found, own)
     elif word in ("prompt", "suffix"):
         param = "messages" if isinstance(body, ChatBody) else word
     elif word == "config":
