@@ -223,6 +223,11 @@ def _bench(args: argparse.Namespace) -> None:
         from bench.samplers.__main__ import main as compare_samplers
 
         return compare_samplers(args)
+    if args.form == "serving":
+        sys.path.insert(0, str(root))
+        from bench.serving.__main__ import main as serve_under_load
+
+        return serve_under_load(args)
     from edlm_engine.execution.devices import require_device
 
     require_device(args.device)

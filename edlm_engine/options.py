@@ -137,9 +137,11 @@ def command_line() -> argparse.ArgumentParser:
     )
     bench.add_argument("-k", dest="expression", help="pytest's -k: only some of the suites")
     bench.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    forms = bench.add_subparsers(dest="form", action=Forms, metavar="{samplers}")
+    forms = bench.add_subparsers(dest="form", action=Forms, metavar="{samplers,serving}")
     about = "samplers compared over one fixed denoiser: how far from the exact law, at what cost"
     add_samplers(forms.add_parser("samplers", help=about, description=about))
+    about = "a server under load on loopback: throughput, latency, memory"
+    add_serving(forms.add_parser("serving", help=about, description=about))
 
     convert = commands.add_parser("convert", help="write a checkpoint in this project's layout")
     convert.add_argument("source", help="folder, file or hub id of a model")
@@ -190,6 +192,14 @@ def add_samplers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--units", type=Path, help="of work, to go on from (build/samplers)")
     parser.add_argument("--out", type=Path, help="where the page goes (bench/results/samplers)")
+
+
+def add_serving(parser: argparse.ArgumentParser) -> None:
+    """The options of `edlm bench serving`."""
+    parser.add_argument("--seconds", type=float, default=60.0, help="of an open loop (60)")
+    parser.add_argument("--requests", type=int, default=36_000, help="for memory's course (36000)")
+    parser.add_argument("--units", type=Path, help="of work, to go on from (build/serving)")
+    parser.add_argument("--out", type=Path, help="where the page goes (bench/results/serving)")
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,1 @@
+"""A server under load on loopback: throughput, latency and memory."""

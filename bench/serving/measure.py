@@ -1,0 +1,132 @@
+"""The measurements, a file for each: a run goes on where it was stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.serving.load import Clients, Kind, ask, figures, rss, served
+from edlm_engine.checkpoints.files import write_json
+
+_log = logging.getLogger("bench.serving")
+SHORT, LONG = 8, 64
+MIXES = {
+    "alike": [Kind("short", 1.0, SHORT)],
+    "4 % long": [Kind("short", 0.96, SHORT), Kind("long", 0.04, LONG)],
+    "20 % long": [Kind("short", 0.8, SHORT), Kind("long", 0.2, LONG)],
+}
+POLICIES = ("step", "request", "one")
+MANY = 48  # clients that keep a server full, three batches of them
+SOFT = 0.8  # of capacity, in an open loop
+# Which policy's capacity a rate is a share of, and who is measured at it.
+OPEN = (("request", ("step", "request")), ("step", ("step",)), ("one", ("one",)))
+CLOSED: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {  # model: mix, clients of each policy
+    "simulated": ("20 % long", dict.fromkeys(POLICIES, (1, 4, 16, 32))),
+    "text8": ("alike", {"step": (1, 4, 16), "one": (16,)}),
+    "bundled": ("alike", {"step": (1, 4, 16), "one": (16,)}),
+}
+
+
+def closed(model: str, policy: str, kinds: list[Kind], clients: int, seconds: float) -> dict:
+    """So many clients, each with one request at a time; after a short warm-up."""
+    with served(model, policy) as (host, port, _):
+        asyncio.run(Clients((host, port), kinds).closed(min(clients, 4), min(2.0, seconds)))
+        load = Clients((host, port), kinds, seed=1)
+        asyncio.run(load.closed(clients, seconds))
+    return figures(load.samples, seconds) | {"clients": clients, "load": os.getloadavg()[0]}
+
+
+def open_(model: str, policy: str, kinds: list[Kind], rate: float, seconds: float) -> dict:
+    """Poisson arrivals, the same ones for every policy at a rate; after a short warm-up."""
+    with served(model, policy) as (host, port, _):
+        asyncio.run(Clients((host, port), kinds).closed(4, min(2.0, seconds)))
+        load = Clients((host, port), kinds, seed=2)
+        asyncio.run(load.open(rate, seconds))
+    return figures(load.samples, seconds) | {"rate": rate, "load": os.getloadavg()[0]}
+
+
+def memory(requests: int, clients: int = 16) -> dict[str, Any]:
+    """Resident bytes of the server while it answers so many requests as fast as it can."""
+    kinds = [Kind("short", 0.9, 4)] * 9 + [Kind("long", 0.1, 16)]
+    seen: list[tuple[int, int]] = []
+    failed = 0
+    with served("free", "step") as (host, port, pid):
+
+        async def client(number: int) -> None:
+            nonlocal failed
+            for i in range(number, requests, clients):
+                status, _ = await ask(host, port, kinds[i % 10], i, stream=i % 4 == 0)
+                failed += status != 200
+                if i % max(1, requests // 100) == 0:
+                    seen.append((i, rss(pid)))
+
+        async def all_clients() -> None:
+            await asyncio.gather(*(client(number) for number in range(clients)))
+
+        began = time.monotonic()
+        asyncio.run(all_clients())
+    seconds = time.monotonic() - began
+    return {"rss": sorted(seen), "failed": failed, "requests": requests, "seconds": seconds}
+
+
+def measure(folder: Path, seconds: float, requests: int) -> dict[str, Any]:
+    """All figures; what lies in the folder is not made again.
+
+    seconds: of an open loop; a closed one takes a part of it. requests: of the memory's course.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    unit = partial(_unit, folder)
+    queueing = {}
+    for mix, kinds in MIXES.items():
+        key = mix.replace(" % ", "-")
+        full = {
+            policy: unit(
+                f"full-{key}-{policy}",
+                partial(
+                    closed,
+                    *("simulated", policy, kinds, 1 if policy == "one" else MANY),
+                    seconds / 2.5,
+                ),
+            )
+            for policy in POLICIES
+        }
+        at = {}
+        for base, policies in OPEN:
+            rate = SOFT * full[base]["per_second"]
+            for policy in policies:
+                at[f"{policy} at {base}"] = unit(
+                    f"open-{key}-{policy}-at-{base}",
+                    partial(open_, "simulated", policy, kinds, rate, seconds),
+                )
+        queueing[mix] = {"full": full, "open": at}
+    by_clients = {
+        model: {
+            policy: [
+                unit(
+                    f"closed-{model}-{policy}-{clients}",
+                    partial(closed, model, policy, MIXES[mix], clients, seconds / 5),
+                )
+                for clients in numbers
+            ]
+            for policy, numbers in policies.items()
+        }
+        for model, (mix, policies) in CLOSED.items()
+    }
+    course = unit("memory", partial(memory, requests))
+    return {"queueing": queueing, "closed": by_clients, "memory": course}
+
+
+def _unit(folder: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        began = time.monotonic()
+        write_json(file, make())
+        _log.info("%s: %.0f s", name, time.monotonic() - began)
+    return json.loads(file.read_text(encoding="utf-8"))
