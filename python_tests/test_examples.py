@@ -1,11 +1,15 @@
 """Every example runs, in small, and what it shows holds."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.cpp_extension import include_paths, library_paths
 
 import edlm_engine as edlm
 from edlm_engine.sampling.rules import ORDERS
@@ -21,6 +25,7 @@ pytestmark = [
 def example(name):
     spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # torch.compile looks it up
     spec.loader.exec_module(module)
     return module
 
@@ -126,6 +131,42 @@ def test_rollouts():
     first = result["completion_ids"][0].index(end) + 1
     for name in ("completion_ids", "logprobs", "steps"):
         assert cut[name][0] == result[name][0][:first]
+
+
+def test_compiled(tmp_path):
+    """Each way gives the engine's tokens, and so does a C++ program that has no Python."""
+    package = tmp_path / "step.pt2"
+    found, seeds = example("compiled").main(package=str(package))
+    program = tmp_path / "aoti"
+    command = [os.environ.get("CXX", "c++"), "-std=c++20", FOLDER / "aoti.cpp", "-o", program]
+    command += [f"-I{path}" for path in include_paths()]
+    for path in library_paths():
+        command += [f"-L{path}", f"-Wl,-rpath,{path}"]
+    # The library of ops wants libtorch, so the program must have loaded it.
+    subprocess.run([*command, "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
+    # Any batch: one sequence fewer.
+    arguments = [
+        package,
+        Path(edlm.__file__).with_name("_torch.so"),
+        6,
+        12,
+        32,
+        *seeds[:2].tolist(),
+    ]
+    run = subprocess.run([program, *map(str, arguments)], check=True, stdout=subprocess.PIPE)
+    lines = [[int(word) for word in line.split()] for line in run.stdout.splitlines()]
+    found["AOTInductor in C++"] = torch.tensor(lines)
+    assert set(map(len, found.values())) == {2, 3} and len(found) == 5
+    for name, tokens in found.items():
+        assert torch.equal(tokens, found["engine"][: len(tokens)]), name
+
+
+def test_cuda_graph(capsys):
+    texts = example("cuda_graph").main()
+    if torch.cuda.is_available():
+        assert len(set(texts)) == 8
+    else:
+        assert texts is None and "no CUDA device" in capsys.readouterr().out
 
 
 class Timeless:

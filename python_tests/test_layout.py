@@ -19,7 +19,7 @@ LINES = [
     ["__init__"],
     ["info", "likelihood", "metrics", "ray"],
     ["serving", "evaluation"],
-    ["training", "drop_in", "jobs"],
+    ["training", "drop_in", "jobs", "hosts"],
     ["engine"],
     ["sampling"],
     ["energies", "checkpoints"],
