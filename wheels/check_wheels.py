@@ -3,7 +3,7 @@
     python wheels/check_wheels.py PYTHON:TORCH...    (python3.12:2.10.0 python3.11:2.13.0)
 
 Run by a Python with torch, whose headers serve the wheels of every Python. Environments stay in
-build/wheels, so that a second run installs the new wheel alone. It ends with a table.
+build/wheels, so that a second run installs the new wheel alone.
 """
 
 import json
@@ -67,16 +67,15 @@ def seen(wheel: Path, python: str, version: str) -> dict:
 
 
 def main(pairs: list[str]) -> None:
-    found, wheels = [], {}
+    wheels: dict[str, Path] = {}
     for python, version in (pair.split(":") for pair in pairs):
         if python not in wheels:
             wheels[python] = wheel_for(python)
-        found.append(seen(wheels[python], python, version))
-    for facts in found:
-        same = "the same text as" if facts["texts"] == found[0]["texts"] else "other text than"
+        facts = seen(wheels[python], python, version)
         print(
             f"{facts['wheel']}: Python {facts['python']}, torch {facts['torch']}, "
-            f"{facts['installed MiB']} MiB, {same} the first"
+            f"{facts['installed MiB']} MiB, first text {facts['texts'][0]!r}",
+            flush=True,
         )
 
 
