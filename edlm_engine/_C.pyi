@@ -28,6 +28,32 @@ def token_log_probs(
     temperature: float = 1.0,
     threads: int = 1,
 ) -> Any: ...
+def place_candidates(
+    tokens: Any,
+    log_q: Any,
+    places: Any,
+    starts: Any,
+    rows: Any,
+    first_position: int,
+    x0: Any,
+    canvas: Any,
+    failed: Any,
+) -> tuple[Any, Any]: ...
+def reveal_chosen(
+    energy: Any,
+    temperature: float,
+    keys: Any,
+    x0: Any,
+    places: Any,
+    starts: Any,
+    rows: Any,
+    columns: Any,
+    canvas: Any,
+    ess: Any,
+    log_z: Any,
+    failed: Any,
+) -> Any: ...
+def sum_log_probs(log_probs: Any, sequences: int, starts: Any = None) -> Any: ...
 def residual_draw(
     logits_p: Any,
     logits_q: Any,

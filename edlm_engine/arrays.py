@@ -1,14 +1,13 @@
 """The ops of :mod:`edlm_engine.ops` on arrays of any library: NumPy, CuPy, or DLPack at large.
 
 The same kernels behind the same checks, and no torch: importing this module imports NumPy alone.
-The ops of a generation's steps (``place_candidates``, ``reveal_chosen``, ``sum_log_probs``) and the
-``head_*`` ops are torch's alone.
 
 For the same keys and numbers every op returns the tokens, choices and steps of its torch twin, and
 the same log-probabilities to the last bit.
 
 An argument is a NumPy array or any array with ``__dlpack__`` and ``__dlpack_device__`` (CuPy,
-torch and others). It is read where it lies, never copied (but for what is not contiguous among
+torch and others); but the ``head_*`` ops take NumPy's or CuPy's, whose product they use. It is read
+where it lies, never copied (but for what is not contiguous among
 keys, targets, log-weights and mask probabilities), and the GIL is released while the kernel runs.
 Symbols: ``R`` rows, ``V`` vocabulary, ``K`` candidates, ``B`` sequences, ``L`` length. Logits, and
 the weights of ``sample_weights``, are float32, float16 or bfloat16, with any row stride and a
@@ -34,12 +33,15 @@ each names the argument, what was wanted and what came.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from edlm_engine import _C
+from edlm_engine.array_numbers import as_float, as_int
+from edlm_engine.head_arrays import HEAD_WORKSPACE_BYTES, head_rows, joined  # noqa: F401
+from edlm_engine.step_arrays import place_candidates, reveal_chosen, sum_log_probs  # noqa: F401
 
 Array = Any
 """A NumPy array, or one with ``__dlpack__``; what is returned is NumPy's, on CUDA CuPy's."""
@@ -101,14 +103,14 @@ def sample_candidates(
     return _C.sample_candidates(
         logits,
         keys,
-        _int("num_candidates", num_candidates),
-        forbidden_id=_int("forbidden_id", forbidden_id),
-        temperature=_float("temperature", temperature),
-        top_p=_float("top_p", top_p),
-        top_k=_int("top_k", top_k),
-        min_p=_float("min_p", min_p),
+        as_int("num_candidates", num_candidates),
+        forbidden_id=as_int("forbidden_id", forbidden_id),
+        temperature=as_float("temperature", temperature),
+        top_p=as_float("top_p", top_p),
+        top_k=as_int("top_k", top_k),
+        min_p=as_float("min_p", min_p),
         statistics=bool(statistics),
-        threads=_int("threads", threads),
+        threads=as_int("threads", threads),
     )
 
 
@@ -124,8 +126,8 @@ def sample_weights(
     return _C.sample_weights(
         weights,
         keys,
-        _int("num_candidates", num_candidates),
-        threads=_int("threads", threads),
+        as_int("num_candidates", num_candidates),
+        threads=as_int("threads", threads),
     )
 
 
@@ -145,9 +147,9 @@ def token_log_probs(
     return _C.token_log_probs(
         logits,
         targets,
-        forbidden_id=_int("forbidden_id", forbidden_id),
-        temperature=_float("temperature", temperature),
-        threads=_int("threads", threads),
+        forbidden_id=as_int("forbidden_id", forbidden_id),
+        temperature=as_float("temperature", temperature),
+        threads=as_int("threads", threads),
     )
 
 
@@ -176,12 +178,50 @@ def residual_draw(
         logits_q,
         draft,
         keys,
-        forbidden_p=_int("forbidden_p", forbidden_p),
-        forbidden_q=_int("forbidden_q", forbidden_q),
-        temperature_p=_float("temperature_p", temperature_p),
-        temperature_q=_float("temperature_q", temperature_q),
-        threads=_int("threads", threads),
+        forbidden_p=as_int("forbidden_p", forbidden_p),
+        forbidden_q=as_int("forbidden_q", forbidden_q),
+        temperature_p=as_float("temperature_p", temperature_p),
+        temperature_q=as_float("temperature_q", temperature_q),
+        threads=as_int("threads", threads),
     )
+
+
+def head_sample_candidates(
+    hidden: Array,
+    weight: Array,
+    keys: Array,
+    num_candidates: int,
+    *,
+    bias: Array | None = None,
+    **options: Any,
+) -> tuple[Array, ...]:
+    """:func:`sample_candidates` of ``hidden [R, D] @ weight.T + bias``, without its [R, V] logits.
+
+    ``weight [V, D]``, ``bias [V]`` and ``hidden`` are arrays of NumPy, float32, or of CuPy, of one
+    dtype; ``options`` are those of :func:`sample_candidates`. The product is the library's: at most
+    :data:`HEAD_WORKSPACE_BYTES` of logits exist at a time, and they are drawn from while they are
+    hot. Equal to the op on full logits but for the rounding of the product, which may depend on its
+    number of rows.
+    """
+    parts = [
+        sample_candidates(logits, keys[rows], num_candidates, **options)
+        for rows, logits in head_rows(hidden, weight, bias, keys, "keys")
+    ]
+    return joined(parts, hidden)
+
+
+def head_token_log_probs(
+    hidden: Array, weight: Array, targets: Array, *, bias: Array | None = None, **options: Any
+) -> Array:
+    """:func:`token_log_probs` of ``hidden [R, D] @ weight.T + bias``, without its [R, V] logits.
+
+    Operands and rounding as in :func:`head_sample_candidates`.
+    """
+    parts = [
+        (token_log_probs(logits, targets[rows], **options),)
+        for rows, logits in head_rows(hidden, weight, bias, targets, "targets")
+    ]
+    return joined(parts, hidden)[0]
 
 
 def resample(log_weights: Array, keys: Array) -> tuple[Array, Array, Array]:
@@ -201,7 +241,7 @@ def reveal_steps(keys: Array, length: int, mask_probs: Array) -> Array:
     in [0, 1]. Position l of a sequence has one uniform u, that of ``stream_keys(key, l)``, and is
     revealed in the step i with ``mask_probs[i] <= u < mask_probs[i - 1]``.
     """
-    return _C.reveal_steps(keys, _int("length", length), mask_probs)
+    return _C.reveal_steps(keys, as_int("length", length), mask_probs)
 
 
 def _library(arrays: list[Array]) -> tuple[Any, AbstractContextManager]:
@@ -215,16 +255,3 @@ def _library(arrays: list[Array]) -> tuple[Any, AbstractContextManager]:
     import cupy
 
     return cupy, arrays[0].device
-
-
-# The module itself would answer a wrong number with all it was given, arrays and all.
-def _int(what: str, value: Any) -> int:
-    if not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
-        raise TypeError(f"{what} must be an int of 64 bits, got {value!r}")
-    return int(value)
-
-
-def _float(what: str, value: Any) -> float:
-    if not isinstance(value, Real):
-        raise TypeError(f"{what} must be a number, got {value!r}")
-    return float(value)

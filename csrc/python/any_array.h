@@ -26,6 +26,7 @@ struct AnyArray {
   std::vector<int64_t> shape, strides;  // strides in bytes
   int device = kOnHost;                 // or the number of a CUDA device
   intptr_t stream = 0;                  // a cudaStream_t, on which the array is ready
+  bool read_only = false;
 
   bool compact() const {
     int64_t bytes = itemsize;
@@ -58,7 +59,8 @@ inline AnyArray of_numpy(const py::array& array) {
           .dtype = dtype + (foreign ? " (not this machine's byte order)" : ""),
           .itemsize = bytes,
           .shape = {array.shape(), array.shape() + array.ndim()},
-          .strides = {array.strides(), array.strides() + array.ndim()}};
+          .strides = {array.strides(), array.strides() + array.ndim()},
+          .read_only = !array.writeable()};
 }
 
 inline Type type_of(dlpack::DataType dtype) {
@@ -119,6 +121,7 @@ inline AnyArray of_dlpack(const py::object& object, int device, intptr_t stream)
                              " is not known, 1 is");
     }
     array.owner = taken(capsule, managed, "used_dltensor_versioned");
+    array.read_only = managed->flags & dlpack::kReadOnly;
     tensor = &managed->tensor;
   } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
     auto* const managed =
@@ -194,6 +197,14 @@ inline AnyArray array_arg(const char* what, const py::object& object,
   if (array.type != Type::kOther && uintptr_t(array.data) % size_of(array.type) != 0) {
     throw py::value_error(given + " must lie at whole multiples of its elements' size");
   }
+  return array;
+}
+
+// An argument that the op writes into.
+inline AnyArray written_arg(const char* what, const py::object& object, const AnyArray& first) {
+  const AnyArray array = array_arg(what, object, &first);
+  if (array.read_only)
+    throw py::value_error(std::string(what) + " is written, got a read-only array");
   return array;
 }
 

@@ -39,6 +39,9 @@ struct Version {
   uint32_t major, minor;
 };
 
+// A bit of ManagedVersioned::flags.
+inline constexpr uint64_t kReadOnly = 1;
+
 // Of a capsule named "dltensor_versioned".
 struct ManagedVersioned {
   Version version;  // read first: what follows depends on the major version

@@ -1,174 +1,16 @@
 // edlm_engine._C: facts of the build, and the ops on arrays of any library for callers without
 // torch (edlm_engine.arrays).
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <initializer_list>
-#include <stdexcept>
+#include <optional>
 #include <string>
-#include <thread>
 #include <tuple>
-#include <vector>
 
 #include "../cpu/row_pass.h"
-#include "../ring/ops.h"
-#include "any_array.h"
-#include "cuda.h"
+#include "arrays.h"
 
 namespace edlm::ring {
 namespace {
-
-// Arrays for the ops of ring/ops.h. On the host the rows are split over threads of its own: there
-// is no framework here whose threads to use.
-struct Arrays {
-  using Array = AnyArray;
-  static constexpr const char* kLogitTypes = "float32, bfloat16 (or its bits as uint16) or float16";
-
-  int64_t threads = 1;
-
-  [[noreturn]] static void fail(const std::string& message) { throw py::value_error(message); }
-
-  static Type type(const AnyArray& array) { return array.type; }
-  static int64_t dim(const AnyArray& array) { return int64_t(array.shape.size()); }
-  static int64_t size(const AnyArray& array, int64_t d) { return array.shape[d]; }
-  static int64_t stride(const AnyArray& array, int64_t d) {
-    require<Arrays>(array.strides[d] % array.itemsize == 0, "strides must be whole elements, got ",
-                    array.strides[d], " bytes");
-    return array.strides[d] / array.itemsize;
-  }
-  static std::string describe(const AnyArray& array) {
-    return array.dtype + " " + shape(array.shape);
-  }
-  static bool on_host(const AnyArray& array) { return array.device == kOnHost; }
-  static bool same_device(const AnyArray& a, const AnyArray& b) { return a.device == b.device; }
-  static const void* data(const AnyArray& array) { return array.data; }
-  static py::array numpy(const AnyArray& array) {
-    return py::array(py::dtype(name(array.type)), array.shape, array.strides, array.data,
-                     array.owner);
-  }
-  static AnyArray contiguous(const AnyArray& array) {
-    if (array.compact()) return array;
-    require<Arrays>(on_host(array), "arrays on CUDA must be contiguous (but for rows of logits), ",
-                    "got strides of ", shape(array.strides), " bytes for ", describe(array));
-    const py::array copy = py::array::ensure(numpy(array), py::array::c_style);
-    if (!copy) throw py::error_already_set();
-    return of_numpy(copy);
-  }
-  // NumPy's own MemoryError says how much was wanted.
-  static AnyArray empty(const char*, const char*, const AnyArray& like,
-                        const std::vector<int64_t>& sizes, Type type) {
-    if (!on_host(like)) return empty_on_cuda(like, sizes, type);
-    return of_numpy(py::array(py::dtype(name(type)), sizes));
-  }
-
-  void run(const StreamKeysArgs& args, const AnyArray& like) const {
-    if (!on_host(like)) return launch(args, like);
-    split(cpu::stream_keys, args, args.count, {"seeds"});
-  }
-  void run(const SampleCandidatesArgs& args, const AnyArray& like) const {
-    if (!on_host(like)) return launch(args, like);
-    split(cpu::sample_candidates, args, args.rows, {"logits"});
-  }
-  void run(const SampleWeightsArgs& args, const AnyArray& like) const {
-    if (!on_host(like)) return launch(args, like);
-    split(cpu::sample_weights, args, args.rows, {"weights"});
-  }
-  void run(const TokenLogProbsArgs& args, const AnyArray& like) const {
-    if (!on_host(like)) return launch(args, like);
-    split(cpu::token_log_probs, args, args.rows, {"logits", "targets"});
-  }
-  void run(const ResampleArgs& args, const AnyArray& like) const {
-    if (!on_host(like)) return launch(args, like);
-    split(cpu::resample, args, args.batch, {"log_weights"});
-  }
-  void run(const ResidualDrawArgs& args, const AnyArray& like) const {
-    if (!on_host(like)) return launch(args, like);
-    split(cpu::residual_draw, args, args.p.rows, {"logits_p", "logits_q", "draft"});
-  }
-  void run(const RevealStepsArgs& args, const AnyArray& like) const {
-    if (!on_host(like)) return launch(args, like);
-    split(cpu::reveal_steps, args, args.batch, {"keys"});
-  }
-
- private:
-  template <class Args>
-  void split(Status (*op)(const Args&, int64_t, int64_t), const Args& args, int64_t rows,
-             std::initializer_list<const char*> what) const {
-    require<Arrays>(threads >= 1, "threads must be at least 1, got ", threads);
-    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, rows));
-    std::vector<Status> status(parts);
-    const auto part = [&](int64_t p) {
-      status[p] = op(args, rows * p / parts, rows * (p + 1) / parts);
-    };
-    {
-      const py::gil_scoped_release release;
-      std::vector<std::jthread> workers;
-      for (int64_t p = 1; p < parts; ++p) workers.emplace_back(part, p);
-      part(0);
-    }
-    for (const Status& s : status) check<Arrays>(s, what);
-  }
-
-#ifdef EDLM_WITH_CUDA
-  static void launch(const StreamKeysArgs& args, const AnyArray& like) {
-    on_cuda(like, [&](void* stream) { return cuda::stream_keys(args, stream); });
-  }
-  static void launch(const SampleCandidatesArgs& args, const AnyArray& like) {
-    // Freed on return, which is safe: CuPy hands it out again in stream order.
-    const AnyArray memory =
-        empty_on_cuda(like, {cuda::sample_candidates_workspace(args)}, Type::kByte);
-    on_cuda(like, [&](void* stream) {
-      return cuda::sample_candidates(args, out<void, Arrays>(memory), stream);
-    });
-  }
-  static void launch(const SampleWeightsArgs& args, const AnyArray& like) {
-    const AnyArray memory =
-        empty_on_cuda(like, {cuda::sample_weights_workspace(args)}, Type::kByte);
-    on_cuda(like, [&](void* stream) {
-      return cuda::sample_weights(args, out<void, Arrays>(memory), stream);
-    });
-  }
-  static void launch(const TokenLogProbsArgs& args, const AnyArray& like) {
-    const AnyArray memory =
-        empty_on_cuda(like, {cuda::token_log_probs_workspace(args)}, Type::kByte);
-    on_cuda(like, [&](void* stream) {
-      return cuda::token_log_probs(args, out<void, Arrays>(memory), stream);
-    });
-  }
-  static void launch(const ResampleArgs& args, const AnyArray& like) {
-    on_cuda(like, [&](void* stream) { return cuda::resample(args, stream); });
-  }
-  static void launch(const ResidualDrawArgs& args, const AnyArray& like) {
-    const AnyArray memory = empty_on_cuda(like, {cuda::residual_draw_workspace(args)}, Type::kByte);
-    on_cuda(like, [&](void* stream) {
-      return cuda::residual_draw(args, out<void, Arrays>(memory), stream);
-    });
-  }
-  static void launch(const RevealStepsArgs& args, const AnyArray& like) {
-    on_cuda(like, [&](void* stream) { return cuda::reveal_steps(args, stream); });
-  }
-
-  template <class Op>
-  static void on_cuda(const AnyArray& like, const Op& op) {
-    const CudaScope scope(like);
-    Status status;
-    {
-      const py::gil_scoped_release release;
-      status = op(reinterpret_cast<void*>(like.stream));
-    }
-    // A bad row does not raise here, so what went wrong is no argument's fault.
-    if (!status) throw std::runtime_error("CUDA error " + std::to_string(status.row));
-  }
-#else
-  template <class Args>
-  [[noreturn]] static void launch(const Args&, const AnyArray& like) {
-    throw std::runtime_error("the arrays lie on CUDA device " + std::to_string(like.device) +
-                             ", and this build of edlm_engine has no CUDA kernels: build it with "
-                             "EDLM_CUDA=ON");
-  }
-#endif
-};
 
 // An int64 array as one of NumPy or CuPy, to be broadcast with others.
 py::object words(const std::string& what, const py::object& object) {
@@ -257,6 +99,45 @@ PYBIND11_MODULE(_C, m) {
         return given(resample(Arrays{}, first, array_arg("keys", keys, &first)));
       },
       "log_weights"_a, "keys"_a);
+  m.def(
+      "place_candidates",
+      [](const object& tokens, const object& log_q, const object& places, const object& starts,
+         const object& rows, int64_t first_position, const object& x0, const object& canvas,
+         const object& failed) {
+        const AnyArray first = array_arg("tokens", tokens);
+        return given(place_candidates(
+            Arrays{}, first, array_arg("log_q", log_q, &first), array_arg("places", places, &first),
+            array_arg("starts", starts, &first), array_arg("rows", rows, &first), first_position,
+            written_arg("x0", x0, first), written_arg("canvas", canvas, first),
+            written_arg("failed", failed, first)));
+      },
+      "tokens"_a, "log_q"_a, "places"_a, "starts"_a, "rows"_a, "first_position"_a, "x0"_a,
+      "canvas"_a, "failed"_a);
+  m.def(
+      "reveal_chosen",
+      [](const object& energy, double temperature, const object& keys, const object& x0,
+         const object& places, const object& starts, const object& rows, const object& columns,
+         const object& canvas, const object& ess, const object& log_z, const object& failed) {
+        const AnyArray first = array_arg("x0", x0);
+        return given(reveal_chosen(
+            Arrays{}, array_arg("energy", energy, &first), temperature,
+            array_arg("keys", keys, &first), first, array_arg("places", places, &first),
+            array_arg("starts", starts, &first), array_arg("rows", rows, &first),
+            array_arg("columns", columns, &first), written_arg("canvas", canvas, first),
+            written_arg("ess", ess, first), written_arg("log_z", log_z, first),
+            written_arg("failed", failed, first)));
+      },
+      "energy"_a, "temperature"_a, "keys"_a, "x0"_a, "places"_a, "starts"_a, "rows"_a, "columns"_a,
+      "canvas"_a, "ess"_a, "log_z"_a, "failed"_a);
+  m.def(
+      "sum_log_probs",
+      [](const object& log_probs, int64_t sequences, const object& starts) {
+        const AnyArray first = array_arg("log_probs", log_probs);
+        std::optional<AnyArray> cuts;
+        if (!starts.is_none()) cuts = array_arg("starts", starts, &first);
+        return given(sum_log_probs(Arrays{}, first, sequences, cuts));
+      },
+      "log_probs"_a, "sequences"_a, "starts"_a = py::none());
   m.def(
       "residual_draw",
       [](const object& logits_p, const object& logits_q, const object& draft, const object& keys,

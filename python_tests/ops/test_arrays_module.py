@@ -176,6 +176,8 @@ scores = arrays.token_log_probs(np.zeros((3, 9), np.float32), tokens[:, 0])
 assert np.array_equal(scores, log_q[:, 0])
 arrays.residual_draw(log_q, log_q, tokens[:, 0] % 2, keys)
 arrays.resample(log_q, keys), arrays.reveal_steps(keys, 4, np.array([1.0, 0.0]))
+arrays.sum_log_probs(log_q[:, 0].copy(), 3)
+arrays.head_token_log_probs(np.zeros((3, 2), np.float32), np.ones((9, 2), np.float32), keys % 9)
 print(*sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
