@@ -3,8 +3,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-CXX_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh'
-SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
+CXX_FILES := '*.h' '*.c' '*.cpp' '*.cu' '*.cuh'
+SOURCES := $(shell git ls-files csrc cmake) CMakeLists.txt setup.py pyproject.toml
 
 # The base of the bundled adapter, SmolLM2-135M as a 4-bit GGUF file, comes in this package. Nothing
 # but `make demo` and `make quality` ask for it; where it is, the tests run on it too.

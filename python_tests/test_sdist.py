@@ -12,7 +12,7 @@ import pytest
 import edlm_engine
 
 ROOT = Path(edlm_engine.__file__).parents[1]
-FOLDERS = ("edlm_engine", "csrc", "bench", "docs", "examples", "python_tests")
+FOLDERS = ("edlm_engine", "cmake", "csrc", "bench", "docs", "examples", "python_tests")
 BUILT = ("*.so", "__pycache__")
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

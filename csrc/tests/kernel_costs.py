@@ -68,8 +68,8 @@ EXPS_PER_CYCLE = 16
 SUMS = r"NS\d*_7RowSumsE"
 """Kernels without statistics, as their names have it."""
 CASES = (
-    ("sample_candidates", "SampleCandidatesArgs", rf"Lb0E{SUMS}", (1, 8, 16)),
-    ("token_log_probs", "TokenLogProbsArgs", "", (0,)),
+    ("sample_candidates", "edlm_sample_candidates_args", rf"Lb0E{SUMS}", (1, 8, 16)),
+    ("token_log_probs", "edlm_token_log_probs_args", "", (0,)),
 )
 """Ops, their arguments, the template flags that are the same for all, and numbers of candidates."""
 FLOORS = {
@@ -486,7 +486,7 @@ def report(machine: Machine, library: Path) -> list[str]:
         for op, args, flags, ks in CASES:
             name = named(rf"{op}_kernelI{mangled}Li{WARPS}E{flags}Lb0E")
             second = kernels[named(rf"{op}_kernelI{mangled}Li{WARPS}E{flags}Lb1E")]
-            first = kernels[named(rf"sum_rows_kernelI{mangled}NS_\d+{args}E{SUMS}")]
+            first = kernels[named(rf"sum_rows_kernelI{mangled}\d+{args}{SUMS}")]
             kernel, blocks = kernels[name], blocks_of(registers[name], machine)
             loads = 32 * itemsize // 16
             flight = blocks * WARPS * CHUNK * itemsize / 1024

@@ -134,7 +134,7 @@ struct Options {
 struct Draws {
   std::vector<int64_t> tokens;
   std::vector<float> log_q, statistics;
-  Status status;
+  Status status = {};
 };
 
 struct Cpu {};

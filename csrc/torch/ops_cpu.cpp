@@ -14,7 +14,7 @@ Status over_rows(Status (*op)(const Args&, int64_t, int64_t), const Args& args, 
   // About 20 microseconds of work is worth waking a thread for.
   const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, work_per_row));
   std::mutex mutex;
-  Status first;
+  Status first = {};
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     const Status status = op(args, begin, end);
     if (status) return;

@@ -1,14 +1,27 @@
-// Storage types of logits, with 16-bit floats as plain words so that no vendor header is needed.
+/// @file
+/// Storage types of logits, with 16-bit floats as plain words so that no vendor header is needed.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include <stdint.h>
+#include <string.h>
 
 #include "edlm/config.h"
 
+#ifdef __cplusplus
 namespace edlm {
-
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
+}
+typedef edlm::DType edlm_dtype;
+inline constexpr edlm_dtype EDLM_FLOAT32 = edlm::DType::kFloat32;
+inline constexpr edlm_dtype EDLM_BFLOAT16 = edlm::DType::kBFloat16;
+inline constexpr edlm_dtype EDLM_FLOAT16 = edlm::DType::kFloat16;
+#else
+typedef int32_t edlm_dtype;
+enum { EDLM_FLOAT32, EDLM_BFLOAT16, EDLM_FLOAT16 };
+#endif
+
+#ifdef __cplusplus
+namespace edlm {
 
 struct BFloat16 {
   uint16_t bits;
@@ -63,3 +76,4 @@ auto with_dtype(DType dtype, F&& f) {
 EDLM_HD int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 }  // namespace edlm
+#endif

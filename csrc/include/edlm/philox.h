@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., SC 2011): random words as a pure function of key and counter.
+// Philox4x32-10 (Salmon et al., SC 2011): random words as a pure function of key and counter. C++.
 #pragma once
 
 #include <cstdint>
