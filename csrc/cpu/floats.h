@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -23,6 +24,11 @@ typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t Uints __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
 
+EDLM_HD Ints lane_numbers() {
+  Ints lanes{};
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i;
+  return lanes;
+}
 EDLM_HD Floats splat(float value) { return Floats{} + value; }
 EDLM_HD Floats max(Floats a, Floats b) { return a > b ? a : b; }
 EDLM_HD Floats min(Floats a, Floats b) { return a < b ? a : b; }
@@ -59,6 +65,25 @@ EDLM_HD void load_two(const BFloat16* from, Floats* a, Floats* b) {
   *b = (Floats)(words & 0xffff0000u);
 }
 EDLM_HD void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
+// The first `count` < kWidth, and `rest` in the other lanes: nothing beyond is read.
+template <class T>
+EDLM_HD Floats load_first(const T* from, int64_t count, float rest) {
+#if defined(__AVX512F__)
+  const __mmask16 first = __mmask16((1u << count) - 1);
+  if constexpr (sizeof(T) == 4) {
+    return (Floats)_mm512_mask_loadu_ps((__m512)splat(rest), first, from);
+  } else {
+    T words[kWidth];
+    _mm256_storeu_si256((__m256i*)words, _mm256_maskz_loadu_epi16(first, from));
+    return (Floats)_mm512_mask_mov_ps((__m512)splat(rest), first, (__m512)load(words));
+  }
+#else
+  float values[kWidth];
+  store(values, splat(rest));
+  for (int64_t i = 0; i < count; ++i) values[i] = to_float(from[i]);
+  return load(values);
+#endif
+}
 
 // 1 / T in powers of two, and the t whose power, 2^-127, is 0 as a float.
 struct Scale {
@@ -95,32 +120,26 @@ EDLM_HD Floats exp_scaled(Floats t, const Scale& scale) {
   return exp_raised(raised(t, scale), scale);
 }
 
+// The lanes from kFrom on, and those before it.
+template <int kFrom, class Lanes, int... kLane>
+EDLM_HD Lanes turn(Lanes value, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(value, value, (kLane + kFrom)...);
+}
 // op over the lanes, by halves: a chain over 16 lanes would cost more than a short row.
-template <int kLanes, class Op>
-EDLM_HD float fold(const float* lanes, Op op) {
-  if constexpr (kLanes == 1) {
-    return lanes[0];
+template <int kLanes, int kHalf = kLanes / 2, class Lanes, class Op>
+EDLM_HD auto fold(Lanes value, Op op) {
+  if constexpr (kHalf == 0) {
+    return value[0];
   } else {
-    float half[kLanes / 2];
-    for (int i = 0; i < kLanes / 2; ++i) half[i] = op(lanes[i], lanes[i + kLanes / 2]);
-    return fold<kLanes / 2>(half, op);
+    const Lanes turned = turn<kHalf>(value, std::make_integer_sequence<int, kLanes>{});
+    return fold<kLanes, kHalf / 2>(op(value, turned), op);
   }
 }
 EDLM_HD float add_lanes(Floats value) {
-  float lanes[kWidth];
-  store(lanes, value);
-  return fold<kWidth>(lanes, [](float a, float b) { return a + b; });
+  return fold<kWidth>(value, [](Floats a, Floats b) { return a + b; });
 }
-EDLM_HD float max_lanes(Floats value) {
-  float lanes[kWidth];
-  store(lanes, value);
-  return fold<kWidth>(lanes, [](float a, float b) { return a > b ? a : b; });
-}
-EDLM_HD float min_lanes(Floats value) {
-  float lanes[kWidth];
-  store(lanes, value);
-  return fold<kWidth>(lanes, [](float a, float b) { return a < b ? a : b; });
-}
+EDLM_HD float max_lanes(Floats value) { return fold<kWidth>(value, max); }
+EDLM_HD float min_lanes(Floats value) { return fold<kWidth>(value, min); }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // For each mask of eight lanes, those that it names, in order.

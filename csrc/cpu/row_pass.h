@@ -6,6 +6,8 @@
 
 #include "edlm/dtype.h"
 #include "edlm/row_sampling.h"
+#include "edlm/sample_candidates.h"
+#include "edlm/token_log_probs.h"
 
 namespace edlm::cpu {
 
@@ -62,8 +64,15 @@ struct Split {
   float low, high, reference;
 };
 
+// The ops themselves on rows of up to kCell tokens, uncut.
+struct ShortRows {
+  Status (*sample_candidates)(const SampleCandidatesArgs& args, int64_t begin, int64_t end);
+  Status (*token_log_probs)(const TokenLogProbsArgs& args, int64_t begin, int64_t end);
+};
+
 struct RowPass {
   const char* name;
+  const ShortRows& short_rows;
   // One read of the row. Every element of the sums asked for is written.
   void (*sum)(const Row& row, const RowSums& sums);
   void (*sum_chunks)(const Row& row, const RowSums& sums);

@@ -196,8 +196,7 @@ EDLM_HD auto with_cell(const Row& row, int64_t begin, int64_t count, const Op& o
 template <bool kIds>
 int64_t choose(const Row& row, const Choice& choice, float* to, int32_t* ids) {
   const Floats low = splat(choice.low), high = splat(choice.high);
-  Ints lanes{};
-  for (int i = 0; i < kWidth; ++i) lanes[i] = i;
+  const Ints lanes = lane_numbers();
   int64_t found = 0;
   for (int64_t begin = 0; begin < row.vocab; begin += choice.step) {
     if (choice.cell_max && choice.cell_max[begin / kCell] < choice.low) continue;
@@ -308,8 +307,10 @@ void weight_cell(const Row& row, int64_t begin, int64_t count, float, CellWeight
 
 }  // namespace
 
+extern const ShortRows kShortRows;
 extern const RowPass kRowPass;
 const RowPass kRowPass = {EDLM_ISA_NAME,
+                          kShortRows,
                           sum<RowPart::kCells>,
                           sum<RowPart::kChunks>,
                           sum<RowPart::kStatistics>,

@@ -9,12 +9,11 @@
 #include "row_sampler.h"
 
 namespace edlm::cpu {
-namespace {}  // namespace
-
 Status sample_candidates(const SampleCandidatesArgs& args, int64_t begin, int64_t end) {
   const float inv_temperature = 1.0f / args.temperature;
   const bool cut = args.cut();
   const RowPass& pass = row_pass();
+  if (args.vocab <= kCell && !cut) return pass.short_rows.sample_candidates(args, begin, end);
   const auto sum = args.statistics ? pass.sum_with_statistics : pass.sum;
   RowScratch scratch(args.vocab);
   CutRow kept(cut ? args.vocab : 0);

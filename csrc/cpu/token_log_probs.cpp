@@ -10,6 +10,7 @@
 namespace edlm::cpu {
 
 Status token_log_probs(const TokenLogProbsArgs& args, int64_t begin, int64_t end) {
+  if (args.vocab <= kCell) return row_pass().short_rows.token_log_probs(args, begin, end);
   const float inv_temperature = 1.0f / args.temperature;
   RowScratch scratch(args.vocab);
   for (int64_t r = begin; r < end; ++r) {
