@@ -26,7 +26,7 @@ from edlm_engine.serving.options import ServeOptions
 from edlm_engine.serving.reading import Job, read
 from edlm_engine.serving.scheduler import Scheduler
 from edlm_engine.serving.schema import ChatBody, CompletionBody, parsed
-from edlm_engine.serving.stream import EventStream, gone, timed_out
+from edlm_engine.serving.stream import EventStream, gone, gone_away, timed_out
 
 if TYPE_CHECKING:
     from edlm_engine.engine import Engine
@@ -149,7 +149,7 @@ async def _whole(job: Job, shape: Shape, scheduler: Scheduler, request: Request)
     try:
         await asyncio.wait({work, left}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise ApiError(499, "the client is gone") if left.done() else timed_out(limit)
+            raise gone_away() if left.done() else timed_out(limit)
         texts = work.result()
     finally:
         release(job, scheduler)
@@ -189,6 +189,8 @@ async def _body(request: Request, limit: int) -> bytes:
     except asyncio.TimeoutError:
         message = f"the body must come within {BODY_SECONDS:g} s"
         raise ApiError(408, message, code="body_timeout") from None
+    except ClientDisconnect:
+        raise gone_away() from None
 
 
 def _model(scheduler: Scheduler, created: int) -> dict[str, Any]:

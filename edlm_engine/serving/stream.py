@@ -27,6 +27,11 @@ def timed_out(seconds: float) -> ApiError:
     return ApiError(504, message, code="timeout", kind="server_error")
 
 
+def gone_away() -> ApiError:
+    """For the figures: nobody is there to read it."""
+    return ApiError(499, "the client has hung up", code="cancelled")
+
+
 async def gone(receive: Receive) -> None:
     """Until the client has hung up; after the body was read."""
     while (await receive())["type"] != "http.disconnect":

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import socket
 import time
 
 import httpx2
@@ -480,6 +481,24 @@ def test_a_full_queue_is_told_to_come_again(gated):
             complete(client, prompt="a", n=3, max_tokens=4)
         assert caught.value.code == "queue_full"
         assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
+def test_a_body_that_breaks_off(engine):
+    with served(engine) as (url, scheduler):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        labels = "completions", "cancelled"
+        until(lambda: scheduler.metrics.requests.labels(*labels)._value.get() == 1)
+        assert httpx2.post(f"{url}/v1/completions", json={"edlm": EDLM}).status_code == 200
+
+
+@pytest.mark.parametrize("seed", [-1, 2**53 + 1, 2**63 - 1, -(2**63)])
+def test_all_seeds_of_64_bits(client, engine, seed):
+    ours = complete(client, prompt="ab", seed=seed, max_tokens=5)
+    alone = engine.generate(1, config={**EDLM, "new_tokens": 5}, prompt="ab", seed=seed)
+    assert ours.choices[0].text == alone.texts[0][2:] and ours.edlm["seed"] == seed
 
 
 def test_time_has_an_end(engine):
