@@ -184,8 +184,6 @@ async def _body(request: Request, limit: int) -> bytes:
 
     try:
         return await asyncio.wait_for(all_of_it(), BODY_SECONDS)
-    except ClientDisconnect:
-        raise ApiError(499, "the client is gone") from None
     except asyncio.TimeoutError:
         message = f"the body must come within {BODY_SECONDS:g} s"
         raise ApiError(408, message, code="body_timeout") from None

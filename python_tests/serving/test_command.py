@@ -14,7 +14,7 @@ import pytest
 
 from edlm_engine import Engine, cli
 
-EDLM = {"steps": 12, "num_candidates": 2, "window": 0.5, "batch_invariant": True}
+EDLM = {"steps": 6, "num_candidates": 2, "window": 0.5, "batch_invariant": True}
 
 
 @contextmanager
@@ -37,9 +37,9 @@ def events_of(lines):
 
 
 def test_a_server_told_to_stop_ends_what_runs():
-    body = {"prompt": "The old house ", "max_tokens": 24, "seed": 3, "stream": True, "edlm": EDLM}
+    body = {"prompt": "The old house ", "max_tokens": 12, "seed": 3, "stream": True, "edlm": EDLM}
     with process() as (run, url):
-        beside = {"prompt": "A", "max_tokens": 12, "edlm": {"steps": 2, "num_candidates": 2}}
+        beside = {"prompt": "A", "max_tokens": 4, "edlm": {"steps": 1, "num_candidates": 2}}
         with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as response:
             lines = response.iter_lines()
             first = next(lines)
@@ -55,7 +55,7 @@ def test_a_server_told_to_stop_ends_what_runs():
         )
     assert rest[-2] == "data: [DONE]"
     text = "".join(event["choices"][0]["text"] for event in events_of([first, *rest]))
-    config = {**EDLM, "new_tokens": 24}
+    config = {**EDLM, "new_tokens": 12}
     alone = Engine.from_pretrained().generate(1, config=config, prompt="The old house ", seed=3)
     assert text == alone.texts[0][len("The old house ") :]
 

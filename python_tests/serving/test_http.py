@@ -256,7 +256,7 @@ def test_a_chat(client, engine):
         ({"max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1, got 0"),
         ({"max_tokens": 99}, 400, "max_tokens", "length must be <= 24"),
         ({"temperature": 3}, 400, "temperature", "less than or equal to 2"),
-        ({"temperature": 0.5, "edlm": {"temperature": 1.5}}, 400, "temperature", "given once"),
+        ({"temperature": 0.5, "edlm": {"temperature": 1.5}}, 400, "edlm.temperature", "once"),
         ({"top_p": 0}, 400, "top_p", "greater than 0"),
         ({"n": 9}, 400, "n", "<= 8, got 1 times 9"),
         ({"n": 10**400}, 400, "n", "less than or equal"),
