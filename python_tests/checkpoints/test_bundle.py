@@ -136,3 +136,21 @@ def test_bundled_model_is_whole():
             for x0 in (ids, ids.flip(1))
         ]
     assert scores[0] > -4.5 and scores[0] > scores[1] + 1.5
+
+
+@torch.inference_mode()
+def test_the_bundled_nce_energy_tells_text_from_draws():
+    whole = load_bundle(energy="nce")
+    words = (
+        '"I do not know what you mean," she said, and turned away to the window. He looked at her '
+        "for a moment, and then he took up his hat and went out of the room without a word."
+    )
+    text = torch.tensor([whole.tokenizer.encode(words)])
+    xt = torch.full_like(text, whole.denoiser.mask_id)
+    logits = whole.denoiser.logits(xt, torch.zeros(1)).float()
+    logits[..., whole.denoiser.mask_id] = -torch.inf
+    random = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(logits[0].softmax(-1), 8, replacement=True, generator=random).T
+    found = whole.nce.energies(torch.cat((text, drawn))[None], xt, torch.zeros(1))[0]
+    assert found[0] < 0 < found[1:].min()
+    assert sum(p.numel() for p in whole.nce.parameters()) * 2 < 15e6
