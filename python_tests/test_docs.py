@@ -1,32 +1,191 @@
-"""Every Python block of the pages for embedders runs, in order, as one program a page."""
+"""The documentation: it builds without a warning, its first page leads on, its code runs."""
 
+import io
 import re
+import shutil
+import subprocess
 import sys
 import types
+from contextlib import redirect_stdout
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urljoin
 
+import numpy as np
 import pytest
+from enumeration import TinyDenoiser
+from mdlm_forks import Edlm
+from tiny_models import TableAR
 
-import edlm_engine
+import edlm_engine as edlm
+from edlm_engine.info import HEAD_OPS, OPS
+from edlm_engine.sampling.session import Session
 
-DOCS = Path(edlm_engine.__file__).parents[1] / "docs"
-PAGES = ["compiled.md"]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+ROOT = Path(edlm.__file__).parents[1]
+DOCS = ROOT / "docs"
 pytestmark = [
     pytest.mark.usefixtures("single_thread"),
     pytest.mark.skipif(not DOCS.is_dir(), reason="the package is installed, this is no checkout"),
 ]
 
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"# not run by the tests: (.+)\n")
+MOST_STEPS, MOST_CANDIDATES = 4, 4  # of the generations of a page, which may ask for more
 
-@pytest.mark.parametrize("page", PAGES)
-def test_blocks_run(page, monkeypatch):
-    text = (DOCS / page).read_text()
-    # Blank lines in place of prose, so that an error names the line of the page.
-    at, code = 0, ""
-    for block in BLOCK.finditer(text):
-        code += "\n" * text.count("\n", at, block.start(1)) + block[1]
-        at = block.end(1)
-    assert code.strip()
-    module = types.ModuleType(f"docs_{page.removesuffix('.md')}")
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    code: str
+    output: str | None  # what it prints, if the page shows it
+
+    @property
+    def reason(self):
+        """Why it is not run; None if it is."""
+        found = NOT_RUN.match(self.code)
+        return found and found[1]
+
+
+def blocks_of(page, text):
+    """The fenced Python of a page. A fence of text right behind it shows its output."""
+    fences = list(FENCE.finditer(text))
+    for fence, after in zip_longest(fences, fences[1:]):
+        if fence[1] == "python":
+            shown = after and after[1] == "text" and not text[fence.end() : after.start()].strip()
+            line = text[: fence.start(2)].count("\n")
+            yield Block(page, line, fence[2], after[2] if shown else None)
+
+
+def pages():
+    files = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    return {str(file.relative_to(ROOT)): file.read_text() for file in files if file.is_file()}
+
+
+BLOCKS = [block for page, text in pages().items() for block in blocks_of(page, text)]
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Generations take few steps and candidates, and one engine serves all pages."""
+    read, start = edlm.Engine.from_pretrained, Session.start
+
+    def from_pretrained(path=None, **options):
+        key = path, *options.items()
+        if key not in ENGINES:
+            ENGINES[key] = read(path, **options)
+        return ENGINES[key]
+
+    def start_small(session, config, xt, seeds):
+        steps = config.steps and min(config.steps, MOST_STEPS)
+        candidates = min(config.num_candidates, MOST_CANDIDATES)
+        return start(session, replace(config, steps=steps, num_candidates=candidates), xt, seeds)
+
+    monkeypatch.setattr(edlm.Engine, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(Session, "start", start_small)
+    monkeypatch.chdir(tmp_path)
+
+
+ENGINES = {}
+# What a page leaves to its reader.
+GIVEN = {"README.md": ["model"], "docs/drop_in.md": ["model"]}
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS}))
+def test_the_code_of_a_page_runs(page, small, monkeypatch):
+    module = types.ModuleType("docs_page")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # torch.compile looks it up
-    exec(compile(code, str(DOCS / page), "exec"), module.__dict__)
+    names = vars(module)
+    if "model" in GIVEN.get(page, ()):
+        names["model"] = Edlm(TinyDenoiser(3, 2, mask_id=2), TableAR(3, 2))
+    for block in BLOCKS:
+        if block.page == page and not block.reason:
+            printed = io.StringIO()
+            # Behind empty lines, so that a traceback names the line of the page.
+            code = compile("\n" * block.line + block.code, str(ROOT / page), "exec")
+            with redirect_stdout(printed):
+                exec(code, names)
+            if block.output is not None:
+                assert printed.getvalue() == block.output, f"{page}:{block.line}"
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.reason], ids=lambda block: f"{block.page}:{block.line}"
+)
+def test_what_is_not_run_compiles(block):
+    compile(block.code, block.page, "exec")
+    pytest.skip(block.reason)
+
+
+def test_most_blocks_run():
+    assert len([block for block in BLOCKS if block.reason]) * 6 < len(BLOCKS)
+
+
+def test_blocks_are_found():
+    shown = "a\n```python\nx = 1\nprint(x)\n```\n\n```text\n1\n```\n"
+    left_out = "```python\n# not run by the tests: why\n```\n"
+    first, second = blocks_of("page", shown + left_out)
+    assert (first.line, first.output, first.reason) == (2, "1\n", None)
+    assert (second.output, second.reason) == (None, "why")
+
+
+CORE = ROOT / "build" / "cmake" / "libedlm_core.a"
+
+
+@pytest.mark.skipif(not CORE.is_file(), reason="the core library is not built here")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_the_cpp_of_the_reference_draws_the_same_tokens(tmp_path):
+    page = (DOCS / "reference" / "cpp.md").read_text()
+    (code,) = re.findall(r"^```cpp\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    program = code + (
+        "#include <cstdio>\nint main() {\n  std::vector<float> logits(4 * 1000);\n"
+        "  for (int i = 0; i < 4000; ++i) logits[i] = float(i % 97) / 32;\n"
+        '  for (int64_t token : draw(logits.data())) std::printf("%ld ", long(token));\n}\n'
+    )
+    (tmp_path / "draw.cpp").write_text(program)
+    build = ["g++", "-std=c++20", "-Wall", "-Werror", f"-I{ROOT / 'csrc' / 'include'}", "draw.cpp"]
+    subprocess.run([*build, str(CORE), "-o", "draw"], cwd=tmp_path, check=True)
+    run = subprocess.run([tmp_path / "draw"], check=True, capture_output=True, text=True)
+    logits = (np.arange(4000) % 97 / 32).astype(np.float32).reshape(4, 1000)
+    tokens, _ = edlm.arrays.sample_candidates(logits, edlm.arrays.stream_keys(7, np.arange(4)), 8)
+    assert [int(token) for token in run.stdout.split()] == tokens.flatten().tolist()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """All pages as HTML, by name, from a build that a warning ends."""
+    pytest.importorskip("myst_parser")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet"]
+    run = subprocess.run([*command, str(DOCS), str(folder)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*.html")}
+
+
+def links(site, page):
+    """The pages that the text of a page leads to; its sidebar does not count."""
+    text = site[page].split('role="main">')[1].split('<div class="sphinxsidebar')[0]
+    targets = re.findall(r'href="([^"#]+)', text)
+    return {urljoin(page, target) for target in targets} & site.keys()
+
+
+@pytest.mark.parametrize(
+    "shown",
+    ["edlm::cpu::sample_candidates", "arrays.sample_candidates", "ops.residual_draw"],
+    ids=["C++", "NumPy", "own loop"],
+)
+def test_two_clicks_from_the_first_page(site, shown):
+    first = links(site, "index.html")
+    second = {page for each in first for page in links(site, each)}
+    plain = {page: re.sub(r"<[^>]+>", "", site[page]) for page in first | second}
+    assert [page for page, text in plain.items() if shown in text]
+    assert len(first) < 60
+
+
+def test_every_public_name_is_documented(site):
+    anchor = r'id="(?:module-)?(edlm_engine[\w.]*)"'
+    ids = {each for page in site.values() for each in re.findall(anchor, page)}
+    wanted = {f"edlm_engine.{name}" for name in edlm.__all__}
+    wanted |= {f"edlm_engine.ops.{name}" for name in (*OPS, *HEAD_OPS)}
+    assert wanted - ids == set()

@@ -13,7 +13,7 @@ import edlm_engine
 
 ROOT = Path(edlm_engine.__file__).parents[1]
 FOLDERS = ("edlm_engine", "cmake", "csrc", "bench", "docs", "examples", "python_tests")
-BUILT = ("*.so", "__pycache__")
+BUILT = ("*.so", "__pycache__", "generated")
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 pytestmark = pytest.mark.skipif(
@@ -46,7 +46,7 @@ def test_every_source_is_there(sdist):
         file.relative_to(ROOT)
         for name in FOLDERS
         for file in (ROOT / name).rglob("*")
-        if file.is_file() and file.suffix != ".so" and "__pycache__" not in file.parts
+        if file.is_file() and file.suffix != ".so" and not {*BUILT} & {*file.parts}
     }
     wanted |= {Path(name) for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE")}
     files = {file.relative_to(sdist) for file in sdist.rglob("*") if file.is_file()}
