@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import subprocess
 import sys
 import types
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urljoin
 
-import numpy as np
 import pytest
 from enumeration import TinyDenoiser
 from mdlm_forks import Edlm
@@ -128,28 +126,6 @@ def test_blocks_are_found():
     first, second = blocks_of("page", shown + left_out)
     assert (first.line, first.output, first.reason) == (2, "1\n", None)
     assert (second.output, second.reason) == (None, "why")
-
-
-CORE = ROOT / "build" / "cmake" / "libedlm_core.a"
-
-
-@pytest.mark.skipif(not CORE.is_file(), reason="the core library is not built here")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
-def test_the_cpp_of_the_reference_draws_the_same_tokens(tmp_path):
-    page = (DOCS / "reference" / "cpp.md").read_text()
-    (code,) = re.findall(r"^```cpp\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    program = code + (
-        "#include <cstdio>\nint main() {\n  std::vector<float> logits(4 * 1000);\n"
-        "  for (int i = 0; i < 4000; ++i) logits[i] = float(i % 97) / 32;\n"
-        '  for (int64_t token : draw(logits.data())) std::printf("%ld ", long(token));\n}\n'
-    )
-    (tmp_path / "draw.cpp").write_text(program)
-    build = ["g++", "-std=c++20", "-Wall", "-Werror", f"-I{ROOT / 'csrc' / 'include'}", "draw.cpp"]
-    subprocess.run([*build, str(CORE), "-o", "draw"], cwd=tmp_path, check=True)
-    run = subprocess.run([tmp_path / "draw"], check=True, capture_output=True, text=True)
-    logits = (np.arange(4000) % 97 / 32).astype(np.float32).reshape(4, 1000)
-    tokens, _ = edlm.arrays.sample_candidates(logits, edlm.arrays.stream_keys(7, np.arange(4)), 8)
-    assert [int(token) for token in run.stdout.split()] == tokens.flatten().tolist()
 
 
 @pytest.fixture(scope="module")
