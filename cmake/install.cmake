@@ -23,7 +23,8 @@ endforeach()
 # The plan and the words for a status are the CPU's.
 if(EDLM_WITH_CUDA)
   target_link_libraries(edlm_cuda INTERFACE edlm_cpu)
-  target_link_libraries(edlm_cuda_static INTERFACE edlm_cpu_static)
+  target_link_libraries(edlm_cuda_static INTERFACE edlm_cpu_static
+    $<INSTALL_INTERFACE:CUDA::cudart_static>)
 endif()
 
 install(EXPORT edlm NAMESPACE edlm:: FILE edlm-targets.cmake DESTINATION ${edlm_package})

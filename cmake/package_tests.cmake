@@ -27,7 +27,11 @@ set_tests_properties(package_build PROPERTIES
 add_test(NAME c_api COMMAND edlm_c_api_test)
 set_tests_properties(c_api PROPERTIES FIXTURES_REQUIRED package_programs)
 
-foreach(stage install cmake headers symbols pkg_config sanitized valgrind)
+set(stages install cmake headers symbols pkg_config sanitized valgrind)
+if(EDLM_WITH_CUDA)
+  list(APPEND stages cuda)
+endif()
+foreach(stage ${stages})
   add_test(NAME package_${stage} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/csrc/tests/package.sh
     ${stage} ${CMAKE_BINARY_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
   set_tests_properties(package_${stage} PROPERTIES SKIP_RETURN_CODE 77

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from edlm_engine import arrays, ops
+from edlm_engine import __version__, arrays, ops
 from edlm_engine.sampling.plan import plan_reveals
 from edlm_engine.sampling.schedule import LogLinearSchedule
 from edlm_engine.sampling.steps import steps_of
@@ -59,6 +59,11 @@ def library():
 
 def taken(pointer, count):
     return np.ctypeslib.as_array(pointer, (count,)).copy() if count else np.zeros(0)
+
+
+def test_version(library):
+    major, minor, patch = map(int, __version__.split(".")[:3])
+    assert library.edlm_version() == 10000 * major + 100 * minor + patch
 
 
 @pytest.mark.parametrize("steps", [1, 7, 64, 1000, None])

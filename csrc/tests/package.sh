@@ -43,6 +43,12 @@ case $stage in
     cmake -S examples -B . -DCMAKE_PREFIX_PATH="$installed" > log
     cmake --build . >> log
     lines "$here" "" ;;
+  cuda)
+    cmake -S "$source/csrc/tests/package_cuda" -B . -DCMAKE_PREFIX_PATH="$installed" > log
+    cmake --build . >> log
+    ./with_cuda
+    ./with_cuda_static
+    exit 0 ;;
   pkg_config)
     with_pkg_config
     $cxx -std=c++20 "$examples/generate.cpp" -o generate \
