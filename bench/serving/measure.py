@@ -7,12 +7,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.serving.load import Clients, Kind, ask, figures, rss, served
+from bench.serving.load import Clients, Kind, ask, cpu_seconds, figures, rss, served
 from edlm_engine.checkpoints.files import write_json
 
 _log = logging.getLogger("bench.serving")
@@ -26,7 +26,7 @@ POLICIES = ("step", "request", "one")
 MANY = 48  # clients that keep a server full, three batches of them
 SOFT = 0.8  # of capacity, in an open loop
 # Which policy's capacity a rate is a share of, and who is measured at it.
-OPEN = (("request", ("step", "request")), ("step", ("step",)), ("one", ("one",)))
+OPEN = (("request", ("step", "request")), ("step", ("step",)))
 CLOSED: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {  # model: mix, clients of each policy
     "simulated": ("20 % long", dict.fromkeys(POLICIES, (1, 4, 16, 32))),
     "text8": ("alike", {"step": (1, 4, 16), "one": (16,)}),
@@ -36,20 +36,32 @@ CLOSED: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {  # model: mix, cli
 
 def closed(model: str, policy: str, kinds: list[Kind], clients: int, seconds: float) -> dict:
     """So many clients, each with one request at a time; after a short warm-up."""
-    with served(model, policy) as (host, port, _):
-        asyncio.run(Clients((host, port), kinds).closed(min(clients, 4), min(2.0, seconds)))
-        load = Clients((host, port), kinds, seed=1)
-        asyncio.run(load.closed(clients, seconds))
-    return figures(load.samples, seconds) | {"clients": clients, "load": os.getloadavg()[0]}
+    return _loaded(model, policy, kinds, seconds, lambda load: load.closed(clients, seconds)) | {
+        "clients": clients
+    }
 
 
 def open_(model: str, policy: str, kinds: list[Kind], rate: float, seconds: float) -> dict:
     """Poisson arrivals, the same ones for every policy at a rate; after a short warm-up."""
-    with served(model, policy) as (host, port, _):
-        asyncio.run(Clients((host, port), kinds).closed(4, min(2.0, seconds)))
-        load = Clients((host, port), kinds, seed=2)
-        asyncio.run(load.open(rate, seconds))
-    return figures(load.samples, seconds) | {"rate": rate, "load": os.getloadavg()[0]}
+    return _loaded(model, policy, kinds, seconds, lambda load: load.open(rate, seconds)) | {
+        "rate": rate
+    }
+
+
+def _loaded(
+    model: str,
+    policy: str,
+    kinds: list[Kind],
+    seconds: float,
+    loop: Callable[[Clients], Coroutine[Any, Any, None]],
+) -> dict:
+    with served(model, policy) as (host, port, pid):
+        asyncio.run(Clients((host, port), kinds).closed(2, min(1.0, seconds)))
+        load, cpu = Clients((host, port), kinds, seed=1), cpu_seconds(pid)
+        asyncio.run(loop(load))
+        used = (cpu_seconds(pid) - cpu) / max(1, len(load.samples))
+    facts = {"cpu_per_request": used, "load": os.getloadavg()[0]}
+    return figures(load.samples, seconds) | facts
 
 
 def memory(requests: int, clients: int = 16) -> dict[str, Any]:

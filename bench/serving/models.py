@@ -11,7 +11,7 @@ from edlm_engine import CallableDenoiser, Engine
 from edlm_engine.models.dit import DiT, DiTConfig, FoldedDiT
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
-STEP = 0.05  # seconds of a step of the simulated device
+STEP = 0.1  # seconds of a step of the simulated device
 
 
 class Letters:

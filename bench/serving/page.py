@@ -100,9 +100,11 @@ def _open(queueing: Mapping[str, Any]) -> str:
                 + [_seconds(found["all"]["latency"], q) for q in ("p50", "p95", "p99")]
                 + least
                 + [_seconds(found["all"]["first"], q) for q in ("p50", "p95")]
+                + [f"{found['cpu_per_request'] * 1000:.0f} ms"]
             )
     header = ["requests", "batching", "load", "asked/s", "done/s"]
     header += ["latency p50", "p95", "p99", "short p95", "long p95", "first text p50", "p95"]
+    header += ["server's CPU a request"]
     return table(header, rows) + "\n\n" + _ratios(queueing)
 
 

@@ -95,8 +95,7 @@ class RevealPlan:
         width = max(self.iterations, other.iterations)
         theirs = other._by_step()
         by_step: dict[str, Any] = {
-            name: np.concatenate([_padded(ours, width), _padded(theirs[name], width)])
-            for name, ours in self._by_step().items()
+            name: _stacked(ours, theirs[name], width) for name, ours in self._by_step().items()
         }
         revealed_in = np.concatenate([self.revealed_in, other.revealed_in])
         return replace(self, revealed_in=revealed_in, **by_step)
@@ -205,7 +204,9 @@ def _active_steps(revealed_in: np.ndarray, shown: np.ndarray | None) -> np.ndarr
     return numbers
 
 
-def _padded(by_step: np.ndarray, width: int) -> np.ndarray:
-    """[B, J, ...] with zeros up to `width` steps."""
-    rest = [(0, 0)] * (by_step.ndim - 2)
-    return np.pad(by_step, ((0, 0), (0, width - by_step.shape[1]), *rest))
+def _stacked(ours: np.ndarray, theirs: np.ndarray, width: int) -> np.ndarray:
+    """[A, I, ...] over [B, J, ...] as [A + B, width, ...], with zeros up to `width` steps."""
+    both = np.zeros((len(ours) + len(theirs), width, *ours.shape[2:]), dtype=ours.dtype)
+    both[: len(ours), : ours.shape[1]] = ours
+    both[len(ours) :, : theirs.shape[1]] = theirs
+    return both

@@ -66,7 +66,7 @@ def test_a_server_under_load():
 def test_the_page_says_what_was_found(tmp_path, monkeypatch):
     def at(latency):
         samples = [Sample(kind, 0.0, latency / 2, latency, 200) for kind in ("short", "long")]
-        return figures(samples, 10.0) | {"rate": 1.0, "clients": 3, "load": 0.1}
+        return figures(samples, 10.0) | {"rate": 1.0, "clients": 3, "cpu_per_request": 0.1}
 
     by_name = {f"{policy} at {base}": at(1.0) for base, each in OPEN for policy in each}
     by_name["request at request"] = at(5.0)
