@@ -198,6 +198,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     """The options of `edlm bench serving`."""
     parser.add_argument("--seconds", type=float, default=60.0, help="of an open loop (60)")
     parser.add_argument("--requests", type=int, default=36_000, help="for memory's course (36000)")
+    parser.add_argument("--note", help="what the page is to say of how it was made")
     parser.add_argument("--units", type=Path, help="of work, to go on from (build/serving)")
     parser.add_argument("--out", type=Path, help="where the page goes (bench/results/serving)")
 

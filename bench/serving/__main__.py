@@ -21,7 +21,8 @@ def main(args: argparse.Namespace | None = None) -> None:
         logging.basicConfig(format="%(message)s", level=logging.INFO)
     results = measure(args.units or ROOT / "build" / "serving", args.seconds, args.requests)
     out = args.out or ROOT / "bench" / "results" / "serving"
-    print(write(out, results, {"machine": _machine(), "command": _command(args)}))
+    facts = {"machine": _machine(), "command": _command(args)}
+    print(write(out, results, facts | ({"note": args.note} if args.note else {})))
 
 
 def _machine() -> str:

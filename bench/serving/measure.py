@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.serving.load import Clients, Kind, ask, cpu_seconds, figures, rss, served
+from bench.serving.virtual import virtual
 from edlm_engine.checkpoints.files import write_json
 
 _log = logging.getLogger("bench.serving")
@@ -24,11 +25,12 @@ MIXES = {
 }
 POLICIES = ("step", "request", "one")
 MANY = 48  # clients that keep a server full, three batches of them
+COUNT = {"step": 1000, "request": 1000, "one": 100}  # requests in virtual time
 SOFT = 0.8  # of capacity, in an open loop
 # Which policy's capacity a rate is a share of, and who is measured at it.
 OPEN = (("request", ("step", "request")), ("step", ("step",)))
 CLOSED: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {  # model: mix, clients of each policy
-    "simulated": ("20 % long", dict.fromkeys(POLICIES, (1, 4, 16, 32))),
+    "simulated": ("20 % long", {"step": (1, 4, 16, 32), "request": (1, 4, 16, 32), "one": (16,)}),
     "text8": ("alike", {"step": (1, 4, 16), "one": (16,)}),
     "bundled": ("alike", {"step": (1, 4, 16), "one": (16,)}),
 }
@@ -98,6 +100,13 @@ def measure(folder: Path, seconds: float, requests: int) -> dict[str, Any]:
     queueing = {}
     for mix, kinds in MIXES.items():
         key = mix.replace(" % ", "-")
+        names = [f"{policy} at {base}" for base, policies in OPEN for policy in policies]
+        exact = {
+            policy: unit(
+                f"virtual-{key}-{policy}", partial(virtual, policy, kinds, COUNT[policy], None)
+            )
+            for policy in POLICIES
+        }
         full = {
             policy: unit(
                 f"full-{key}-{policy}",
@@ -109,15 +118,23 @@ def measure(folder: Path, seconds: float, requests: int) -> dict[str, Any]:
             )
             for policy in POLICIES
         }
-        at = {}
-        for base, policies in OPEN:
+        at, exact_at = {}, {}
+        for name in names:
+            policy, _, base = name.partition(" at ")
+            rate = SOFT * exact[base]["per_second"]
+            exact_at[name] = unit(
+                f"virtual-{key}-{policy}-at-{base}",
+                partial(virtual, policy, kinds, COUNT[policy], rate),
+            ) | {"rate": rate}
             rate = SOFT * full[base]["per_second"]
-            for policy in policies:
-                at[f"{policy} at {base}"] = unit(
-                    f"open-{key}-{policy}-at-{base}",
-                    partial(open_, "simulated", policy, kinds, rate, seconds),
-                )
-        queueing[mix] = {"full": full, "open": at}
+            at[name] = unit(
+                f"open-{key}-{policy}-at-{base}",
+                partial(open_, "simulated", policy, kinds, rate, seconds),
+            )
+        queueing[mix] = {
+            "virtual": {"full": exact, "open": exact_at},
+            "http": {"full": full, "open": at},
+        }
     by_clients = {
         model: {
             policy: [

@@ -8,9 +8,10 @@ from typing import Any
 
 from bench.report.page import table
 from bench.serving.load import Kind
-from bench.serving.measure import CLOSED, LONG, MANY, MIXES, SHORT, SOFT
+from bench.serving.measure import CLOSED, COUNT, LONG, MANY, MIXES, SHORT, SOFT
 from bench.serving.models import STEP
 from bench.serving.server import ROWS
+from bench.serving.virtual import STEP as VIRTUAL_STEP
 from edlm_engine.checkpoints.files import write_json
 
 NAMES = {"step": "step-level", "request": "request-level", "one": "one at a time"}
@@ -27,20 +28,29 @@ streamed; *short* ones take {SHORT} steps, *long* ones {LONG}; up to {ROWS} run 
 count from the moment a request was due, not from when a busy client could send it."""
 QUEUEING = f"""## Step-level against request-level batching
 
-The device is simulated: a call of the model sleeps for {STEP * 1000:g} ms however many rows it
-has, as on a GPU that is not full. So these are figures of queueing, and hardly of this processor,
-and no claim about any GPU. All else is the real server: HTTP, scheduler, session, draws.
+On a simulated device: a step takes the same time however many rows it has, as on a GPU that is not
+full. So these are figures of queueing, and no claim about any GPU.
 
 - *step-level*: the server as it is. A request joins the running batch at its next step.
 - *request-level*: the same, but requests join only when the batch has run to its end. A text is
   still sent as soon as it is done, so this is the better kind of request-level batching.
 - *one at a time*: the same with one row.
 
-Capacity is what {MANY} clients in a closed loop get (one client for one at a time). In an open
-loop, with Poisson arrivals, the same ones for all policies, requests then come at {SOFT:.0%} of it.
-Equal throughput is the first two lines of a mix: both at {SOFT:.0%} of what *request-level*
-batching can do at most."""
-RATIOS = "Latency of request-level over step-level batching, at equal throughput:"
+Requests come as a Poisson process, the same ones for both, at {SOFT:.0%} of what *request-level*
+batching can do at most (equal throughput), and at {SOFT:.0%} of what *step-level* batching can."""
+VIRTUAL = f"""### In virtual time
+
+The real scheduler and session with a clock that is not: a step takes {VIRTUAL_STEP * 1000:g} ms
+and all else nothing. {COUNT["step"]:,} requests each; capacity is what is done of as many that
+come at once. Exact for its seeds, on any machine."""
+HTTP = f"""### Over HTTP
+
+The real server and a device that sleeps {STEP * 1000:g} ms in every step. Capacity is what {MANY}
+clients in a closed loop get (one client for one at a time). `load` is the machine's load average at
+the end of a line, to be held against its cores: where it is above them, a step also waits for a
+processor, lines of different load do not compare, and the table above is the one to read. Where
+less is done than asked for, the queue grew until the last request."""
+RATIOS = "Latency of request-level over step-level batching, at equal arrivals:"
 CLIENTS = """## Against the number of clients
 
 A closed loop: each client asks again as soon as it is answered. On a CPU a step of many rows costs
@@ -61,11 +71,14 @@ def write(folder: Path, results: Mapping[str, Any], facts: Mapping[str, str]) ->
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {"facts": dict(facts), **results})
     listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    parts = [HEAD, listed, QUEUEING, _capacities(results["queueing"])]
-    parts += [_open(results["queueing"]), "![latency by policy](queueing.png)", CLIENTS]
+    parts = [HEAD, listed, QUEUEING]
+    for clock, about in (("virtual", VIRTUAL), ("http", HTTP)):
+        by = {mix: clocks[clock] for mix, clocks in results["queueing"].items()}
+        parts += [about, _capacities(by), _open(by), f"![latency by policy]({clock}.png)"]
+        _plot_queueing(by, folder / f"{clock}.png")
+    parts.append(CLIENTS)
     parts += [f"{MODELS[model]}:\n\n{_clients(by)}" for model, by in results["closed"].items()]
     parts.append(MEMORY.format(**_course(results["memory"])))
-    _plot_queueing(results["queueing"], folder / "queueing.png")
     _plot_memory(results["memory"], folder / "memory.png")
     page = folder / "README.md"
     temporary = page.with_suffix(".tmp")
@@ -100,11 +113,15 @@ def _open(queueing: Mapping[str, Any]) -> str:
                 + [_seconds(found["all"]["latency"], q) for q in ("p50", "p95", "p99")]
                 + least
                 + [_seconds(found["all"]["first"], q) for q in ("p50", "p95")]
-                + [f"{found['cpu_per_request'] * 1000:.0f} ms"]
+                + ([f"{found['load']:.0f}"] if "load" in found else [])
             )
-    header = ["requests", "batching", "load", "asked/s", "done/s"]
+    header = ["requests", "batching", "at", "asked/s", "done/s"]
     header += ["latency p50", "p95", "p99", "short p95", "long p95", "first text p50", "p95"]
-    header += ["server's CPU a request"]
+    header += (
+        ["load"]
+        if any("load" in f for by in queueing.values() for f in by["open"].values())
+        else []
+    )
     return table(header, rows) + "\n\n" + _ratios(queueing)
 
 

@@ -10,6 +10,7 @@ from bench.serving.measure import CLOSED, MIXES, OPEN, POLICIES, measure
 from bench.serving.models import simulated
 from bench.serving.page import write
 from bench.serving.server import RequestLevel
+from bench.serving.virtual import STEP, virtual
 from edlm_engine.serving.options import ServeOptions
 from edlm_engine.serving.scheduler import Scheduler
 
@@ -49,6 +50,18 @@ def test_only_step_level_batching_lets_requests_join(kind, beside):
         scheduler.join()
 
 
+def test_virtual_time_counts_steps():
+    alike = [Kind("short", 1.0, 1)]  # a step and, at the latest, what is left after it
+    found = virtual("one", alike, 6, None)
+    steps = round(found["seconds"] / STEP)
+    assert 6 <= steps <= 12 and found["all"]["latency"]["p99"] == pytest.approx(found["seconds"])
+    assert virtual("step", alike, 6, None)["seconds"] < 2.5 * STEP
+    mixed = [Kind("short", 0.9, 2), Kind("long", 0.1, 16)]
+    step, request = (virtual(policy, mixed, 60, 20.0) for policy in ("step", "request"))
+    assert step["all"]["latency"]["p95"] < request["all"]["latency"]["p95"]
+    assert step == virtual("step", mixed, 60, 20.0)
+
+
 def test_a_server_under_load():
     kinds = [Kind("short", 0.5, 2), Kind("long", 0.5, 4)]
     with served("free", "step") as (host, port, pid):
@@ -75,9 +88,12 @@ def test_the_page_says_what_was_found(tmp_path, monkeypatch):
     for mix in MIXES:
         key = mix.replace(" % ", "-")
         for policy in POLICIES:
-            (units / f"full-{key}-{policy}.json").write_text(json.dumps(at(1.0)))
+            for kind in ("full", "virtual"):
+                (units / f"{kind}-{key}-{policy}.json").write_text(json.dumps(at(1.0)))
         for name, found in by_name.items():
-            (units / f"open-{key}-{name.replace(' ', '-')}.json").write_text(json.dumps(found))
+            for kind in ("open", "virtual"):
+                file = units / f"{kind}-{key}-{name.replace(' ', '-')}.json"
+                file.write_text(json.dumps(found))
     for model, (_, policies) in CLOSED.items():
         for policy, numbers in policies.items():
             for number in numbers:
@@ -91,6 +107,6 @@ def test_the_page_says_what_was_found(tmp_path, monkeypatch):
     words = " ".join(text.split())
     assert "an hour brings at 10 requests a second. None failed." in words
     assert "grew by 3.2 MB, 100 bytes a request" in words
-    assert {"README.md", "results.json", "queueing.png", "memory.png"} == {
+    assert {"README.md", "results.json", "virtual.png", "http.png", "memory.png"} == {
         file.name for file in page.parent.iterdir()
     }
