@@ -5,15 +5,17 @@ import re
 import subprocess
 import sys
 import types
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urljoin
 
+import openai
 import pytest
 from enumeration import TinyDenoiser
+from letters import served
 from mdlm_forks import Edlm
 from tiny_models import TableAR
 
@@ -86,26 +88,41 @@ def small(monkeypatch, tmp_path):
 
 
 ENGINES = {}
-# What a page leaves to its reader.
-GIVEN = {"README.md": ["model"], "docs/drop_in.md": ["model"]}
+
+
+@contextmanager
+def surroundings(page, monkeypatch):
+    """Names that a page leaves to its reader, and what it says is running."""
+    if page == "README.md":
+        yield {"model": Edlm(TinyDenoiser(3, 2, mask_id=2), TableAR(3, 2))}
+    elif page == "docs/serving.md":
+        with served(edlm.Engine.from_pretrained(), name="edlm-novels") as (url, _):
+            client, own = openai.OpenAI, {"base_url": f"{url}/v1", "max_retries": 0}
+            monkeypatch.setattr(openai, "OpenAI", lambda **given: client(**{**given, **own}))
+            yield {}
+    else:
+        yield {}
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS}))
 def test_the_code_of_a_page_runs(page, small, monkeypatch):
     module = types.ModuleType("docs_page")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # torch.compile looks it up
-    names = vars(module)
-    if "model" in GIVEN.get(page, ()):
-        names["model"] = Edlm(TinyDenoiser(3, 2, mask_id=2), TableAR(3, 2))
-    for block in BLOCKS:
-        if block.page == page and not block.reason:
-            printed = io.StringIO()
-            # Behind empty lines, so that a traceback names the line of the page.
-            code = compile("\n" * block.line + block.code, str(ROOT / page), "exec")
-            with redirect_stdout(printed):
-                exec(code, names)
-            if block.output is not None:
-                assert printed.getvalue() == block.output, f"{page}:{block.line}"
+    names, blocks = vars(module), [block for block in BLOCKS if block.page == page]
+    with surroundings(page, monkeypatch) as given:
+        names.update(given)
+        for block in blocks:
+            if not block.reason:
+                assert block.output in (None, printed_by(block, names)), f"{page}:{block.line}"
+
+
+def printed_by(block, names):
+    """What a block prints, run in these names."""
+    # Behind empty lines, so that a traceback names the line of the page.
+    code = compile("\n" * block.line + block.code, str(ROOT / block.page), "exec")
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(code, names)
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize(

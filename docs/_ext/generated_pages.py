@@ -12,8 +12,10 @@ HEADER = "## %s\n\n%s\n\n```{literalinclude} %s\n:language: %s\n```\n\n"
 
 def results():
     """A page for each page of bench/results, by name."""
-    for page in sorted((ROOT / "bench" / "results").glob("*/*.md")):
-        yield f"results/{page.parent.name}.md", INCLUDE % f"../../../{page.relative_to(ROOT)}"
+    folder = ROOT / "bench" / "results"
+    for page in sorted(folder.rglob("*.md")):
+        name = "-".join(page.parent.relative_to(folder).parts)
+        yield f"results/{name}.md", INCLUDE % f"../../../{page.relative_to(ROOT)}"
 
 
 def headers(folder="csrc/include/edlm"):
