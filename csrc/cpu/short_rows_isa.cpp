@@ -51,7 +51,7 @@ EDLM_HD Longs times(Longs a, uint32_t b) {
 #elif defined(__AVX2__)
   return (Longs)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
 #else
-  return (a & 0xffffffff) * int64_t{b};
+  return (Longs)(((Ulongs)a & 0xffffffff) * uint64_t{b});
 #endif
 }
 
