@@ -6,7 +6,7 @@ going on over the lines below it, and an indented paragraph is a formula or a ta
 
 import re
 
-ITEM = re.compile(r"(\w+(?:, \w+)*): (.*)")
+ITEM = re.compile(r"(\w+(?:, \w+)*(?: \(or \w+\))?): (.*)")
 
 
 def converted(lines):
