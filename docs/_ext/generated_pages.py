@@ -24,8 +24,8 @@ def headers(folder="csrc/include/edlm"):
     for header in sorted((ROOT / folder).glob("*.h")):
         source = header.read_text()
         comment = re.match(r"(?://.*\n)+", source)[0]
-        words = " ".join(re.findall(r"^///? ?(?!@file)(.*)", comment, re.MULTILINE)).split(". ")
-        sentence = words[0].rstrip(".") + "."
+        lines = re.findall(r"^/{2,3}(?!/)(?! @file) ?(.*)", comment, re.MULTILINE)
+        sentence = " ".join(lines).split(". ")[0].rstrip(".") + "."
         path = f"../../{header.relative_to(ROOT)}"
         text += HEADER % (f"`edlm/{header.name}`", escaped(sentence), path, "cpp")
     return text
