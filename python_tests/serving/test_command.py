@@ -37,7 +37,8 @@ def events_of(lines):
 
 
 def test_a_server_told_to_stop_ends_what_runs():
-    body = {"prompt": "The old house ", "max_tokens": 12, "seed": 3, "stream": True, "edlm": EDLM}
+    long = {**EDLM, "steps": 4096}  # one position a step, for it must still run when told to stop
+    body = {"prompt": "The old house ", "max_tokens": 96, "seed": 3, "stream": True, "edlm": long}
     with process() as (run, url):
         beside = {"prompt": "A", "max_tokens": 4, "edlm": {"steps": 1, "num_candidates": 2}}
         with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as response:
@@ -55,7 +56,7 @@ def test_a_server_told_to_stop_ends_what_runs():
         )
     assert rest[-2] == "data: [DONE]"
     text = "".join(event["choices"][0]["text"] for event in events_of([first, *rest]))
-    config = {**EDLM, "new_tokens": 12}
+    config = {**long, "new_tokens": 96}
     alone = Engine.from_pretrained().generate(1, config=config, prompt="The old house ", seed=3)
     assert text == alone.texts[0][len("The old house ") :]
 
