@@ -2,6 +2,8 @@
 # build. TORCH chooses another torch, PYTHON another interpreter.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Tests that run at a time: processes of one thread each are done in half the time of one with two.
+JOBS ?= 2
 BIN := .venv/bin
 CXX_FILES := '*.h' '*.c' '*.cpp' '*.cu' '*.cuh'
 SOURCES := $(shell git ls-files csrc cmake) CMakeLists.txt setup.py pyproject.toml
@@ -29,8 +31,8 @@ $(SMOLLM2): | .venv/ready
 	rm -r build/real-models/download
 
 test: build browser
-	$(BIN)/ctest --test-dir build/cmake -j 2 --output-on-failure --no-tests=error
-	$(BIN)/python -m pytest python_tests
+	$(BIN)/ctest --test-dir build/cmake -j $(JOBS) --output-on-failure --no-tests=error
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest python_tests -n $(JOBS) --dist loadfile
 
 # The page of `edlm serve` is tested in a Chromium: on Debian, and as root, it is installed where there
 # is none. Elsewhere these tests are skipped.

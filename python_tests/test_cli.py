@@ -315,7 +315,14 @@ def test_info(capsys):
     assert "held_out" in run(capsys, "info")[1]
 
 
-def test_bench_writes_a_report(capsys, tmp_path):
+@pytest.fixture
+def no_worker(monkeypatch):
+    """As a user runs it: in a worker of pytest-xdist pytest-benchmark measures nothing."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_bench_writes_a_report(capsys, tmp_path, no_worker):
     folder = tmp_path / "report"
     status, out, _ = run(capsys, "bench", "-k", "small_op and resample", "--report", str(folder))
     assert status == 0 and out.strip() == str(folder / "REPORT.md")
@@ -340,7 +347,7 @@ def test_bench_on_a_missing_device(capsys, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_bench_without_a_match(capfd, tmp_path):
+def test_bench_without_a_match(capfd, tmp_path, no_worker):
     status = cli.main(["bench", "-k", "no_such_suite", "--report", str(tmp_path)])
     err = capfd.readouterr().err
     assert status == 2 and "no benchmark matches -k 'no_such_suite'" in err
